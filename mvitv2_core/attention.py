@@ -1,0 +1,151 @@
+"""Pooling attention on any number of axes (paper, section 4.1; PySlowFast's attention.py)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attend import attend
+from .config import BlockSpec, MViTConfig
+
+NormLayer = Callable[[int], nn.Module]
+
+
+class QKV(nn.Linear):
+    """One (dim -> 3 * dim_att) linear, as on disk, that returns q, k and v apart.
+
+    Three products with views of one weight cost as much as one, and give each pool tokens that
+    are contiguous, so nothing is copied between here and the convolutions.
+    """
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        """(B, N, dim) tokens -> three of (B, N, dim_att)."""
+        weights = self.weight.chunk(3)
+        biases = (None,) * 3 if self.bias is None else self.bias.chunk(3)
+        q, k, v = (F.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
+        return q, k, v
+
+
+class HeadPool(nn.Module):
+    """Depthwise convolution over the grid with one set of weights shared by all heads.
+
+    Args:
+        head_dim: channels of a head; ``weight`` is (head_dim, 1, *kernel), as on disk.
+        kernel, stride: one size per axis; padding is kernel // 2.
+    """
+
+    def __init__(self, head_dim: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__()
+        self.kernel, self.stride = tuple(kernel), tuple(stride)
+        self.weight = nn.Parameter(torch.empty(head_dim, 1, *kernel))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as nn.Conv starts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, *grid, heads * head_dim) -> (B, *pooled grid, heads * head_dim).
+
+        The channels of every head lie side by side in the last dimension, so the tokens are a
+        channels-last image already: repeating the weight replaces moving the heads.
+        """
+        kernel, stride = self.kernel, self.stride
+        weight: Tensor = self.weight
+        lead: tuple[int, ...] = tuple(x.shape[:1])
+        while len(kernel) > 1 and kernel[0] == stride[0] == 1:
+            # An axis that is not pooled is a batch axis: (B, T, H, W, C) -> (B * T, H, W, C)
+            lead, kernel, stride = (*lead, x.shape[1]), kernel[1:], stride[1:]
+            x, weight = x.flatten(0, 1), weight.squeeze(2)
+        channels = x.shape[-1]
+        weight = weight.repeat(channels // weight.shape[0], *[1] * (weight.ndim - 1))
+        conv = (F.conv1d, F.conv2d, F.conv3d)[len(kernel) - 1]
+        padding = tuple(k // 2 for k in kernel)
+        x = conv(x.movedim(-1, 1), weight, None, stride, padding, groups=channels).movedim(1, -1)
+        return x.unflatten(0, lead) if len(lead) > 1 else x
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, kernel={self.kernel}, stride={self.stride}"
+
+
+class MultiScaleAttention(nn.Module):
+    """Attention whose q, k and v are pooled over the grid.
+
+    Args:
+        spec: shapes of the block.
+        config: what all blocks share.
+        norm_layer: makes the norms of pooled q, k and v from their number of channels.
+    """
+
+    def __init__(self, spec: BlockSpec, config: MViTConfig, norm_layer: NormLayer) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = spec.num_heads, spec.head_dim
+        self.axes, self.cls_token = config.axes, config.cls_token
+        self.residual_pooling = config.residual_pooling
+        self.qkv = QKV(spec.dim, 3 * spec.dim_att, bias=config.qkv_bias)
+        self.proj = nn.Linear(spec.dim_att, spec.dim_att)
+        self.proj_drop = nn.Dropout(config.dropout)
+        pools = (
+            ("q", spec.kernel_q, spec.stride_q),
+            ("k", spec.kernel_kv, spec.stride_kv),
+            ("v", spec.kernel_kv, spec.stride_kv),
+        )
+        for name, kernel, stride in pools:
+            # A pool of one cell with stride 1 counts as none and has no norm either, as upstream.
+            pooled = kernel is not None and max(*kernel, *stride) > 1
+            pool = HeadPool(self.head_dim, kernel or (), stride) if pooled else None
+            self.add_module(f"pool_{name}", pool)
+            self.add_module(f"norm_{name}", norm_layer(self.head_dim) if pooled else None)
+        for axis, (name, used) in enumerate(zip(self.axes, config.rel_pos, strict=True)):
+            rows = torch.zeros(spec.rel_pos_rows(axis), self.head_dim) if used else None
+            table = None if rows is None else nn.Parameter(rows)
+            self.register_parameter(f"rel_pos_{name}", table)
+            if table is not None and not config.rel_pos_zero_init:
+                nn.init.trunc_normal_(table, std=0.02)
+
+    def forward(self, x: Tensor, thw: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
+        """(B, N, dim) tokens on grid ``thw`` -> (B, Nq, dim_att) and the pooled grid."""
+        q, k, v = self.qkv(x)
+        q, q_thw = self._pool(q, thw, "q")
+        k, k_thw = self._pool(k, thw, "k")
+        v, _ = self._pool(v, thw, "v")
+        out = self.attend(q, k, v, q_thw, k_thw)
+        if self.residual_pooling:
+            if self.cls_token:  # upstream adds no q to the class token's row
+                out = torch.cat([out[:, :1], out[:, 1:] + q[:, 1:]], dim=1)
+            else:
+                out = out + q
+        # (B, Nq, heads, head_dim) -> (B, Nq, dim_att)
+        return self.proj_drop(self.proj(out.flatten(2))), q_thw
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, q_thw: Sequence[int], k_thw: Sequence[int]
+    ) -> Tensor:
+        """How pooled tokens attend: all to all. The seam that windows override.
+
+        Args:
+            q: (B, Nq, heads, head_dim).
+            k, v: (B, Nk, heads, head_dim).
+            q_thw, k_thw: their grids.
+
+        Returns:
+            (B, Nq, heads, head_dim).
+        """
+        return attend(q, k, v, self.rel_pos_tables(), q_thw, k_thw, self.cls_token)
+
+    def rel_pos_tables(self) -> list[Tensor | None]:
+        """The position table of each axis, None where the axis has none."""
+        return [getattr(self, f"rel_pos_{name}") for name in self.axes]
+
+    def _pool(self, x: Tensor, thw: Sequence[int], name: str) -> tuple[Tensor, tuple[int, ...]]:
+        """(B, N, heads * head_dim) -> (B, N', heads, head_dim) pooled and normed, and its grid."""
+        pool, norm = getattr(self, f"pool_{name}"), getattr(self, f"norm_{name}")
+        if pool is None:
+            return x.unflatten(-1, (self.num_heads, self.head_dim)), tuple(thw)
+        first = int(self.cls_token)
+        grid = pool(x[:, first:].unflatten(1, tuple(thw)))
+        pooled_thw = tuple(grid.shape[1:-1])
+        pooled = grid.flatten(1, -2)
+        if self.cls_token:  # passes the convolution by, not the norm
+            pooled = torch.cat([x[:, :1], pooled], dim=1)
+        return norm(pooled.unflatten(-1, (self.num_heads, self.head_dim))), pooled_thw

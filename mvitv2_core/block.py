@@ -1,0 +1,119 @@
+"""One transformer block: pooling attention and an MLP, each with a shortcut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import MultiScaleAttention, NormLayer
+from .config import BlockSpec, MViTConfig
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drops a residual branch of whole samples and scales the rest.
+
+    Args:
+        rate: probability of dropping, in [0, 1).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...)."""
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * mask.div_(keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class Mlp(nn.Module):
+    """Two linears with an activation between, and dropout after each."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        dim_out: int,
+        act_layer: Callable[[], nn.Module],
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = act_layer()
+        self.fc2 = nn.Linear(hidden, dim_out)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim_out)."""
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class MultiScaleBlock(nn.Module):
+    """Pooling attention and MLP (paper, figure 2; PySlowFast's attention.py).
+
+    Args:
+        spec: shapes of the block.
+        config: what all blocks share.
+        norm_layer, act_layer: makers of the norms and of the MLP's activation.
+        attention: class of the attention, called with ``spec``, ``config`` and ``norm_layer``.
+    """
+
+    def __init__(
+        self,
+        spec: BlockSpec,
+        config: MViTConfig,
+        norm_layer: NormLayer,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        attention: type[MultiScaleAttention] = MultiScaleAttention,
+    ) -> None:
+        super().__init__()
+        self.cls_token, self.stride_q = config.cls_token, spec.stride_q
+        self.dim_mul_in_att = spec.dim != spec.dim_att
+        self.norm1 = norm_layer(spec.dim)
+        self.attn = attention(spec, config, norm_layer)
+        self.drop_path = DropPath(spec.drop_path)
+        self.norm2 = norm_layer(spec.dim_att)
+        hidden = int(spec.dim_att * config.mlp_ratio)
+        self.mlp = Mlp(spec.dim_att, hidden, spec.dim_out, act_layer, config.dropout)
+        widens = spec.dim != spec.dim_out
+        self.proj = nn.Linear(spec.dim, spec.dim_out) if widens else None
+
+    def forward(self, x: Tensor, thw: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
+        """(B, N, dim) tokens on grid ``thw`` -> (B, N', dim_out) and their grid."""
+        x_norm = self.norm1(x)
+        out, q_thw = self.attn(x_norm, thw)
+        if self.dim_mul_in_att and self.proj is not None:
+            x = self.proj(x_norm)
+        x = self._pool_skip(x, thw) + self.drop_path(out)
+        x_norm = self.norm2(x)
+        out = self.mlp(x_norm)
+        if not self.dim_mul_in_att and self.proj is not None:
+            x = self.proj(x_norm)
+        return x + self.drop_path(out), q_thw
+
+    def _pool_skip(self, x: Tensor, thw: Sequence[int]) -> Tensor:
+        """Max-pools the shortcut to the grid of pooled q; the class token passes by."""
+        stride = self.stride_q
+        if max(stride) == 1:
+            return x
+        first = int(self.cls_token)
+        grid = x[:, first:].unflatten(1, tuple(thw))
+        axes = list(thw)
+        while len(stride) > 1 and stride[0] == 1:  # (B, T, H, W, C) -> (B * T, H, W, C)
+            grid, stride = grid.flatten(0, 1), stride[1:]
+            axes = axes[1:]
+        kernel = [s + 1 if s > 1 else 1 for s in stride]
+        padding = [k // 2 for k in kernel]
+        max_pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(stride) - 1]
+        pooled = max_pool(grid.movedim(-1, 1), kernel, stride, padding).movedim(1, -1)
+        pooled = pooled.reshape(x.shape[0], -1, x.shape[-1])
+        return torch.cat([x[:, :1], pooled], dim=1) if self.cls_token else pooled

@@ -1,0 +1,341 @@
+"""What an MViTv2 is, as plain data: one row per variant, one spec per block. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+AbsPos = Literal["none", "joint", "separate"]
+
+
+class Variant(NamedTuple):
+    """One size of the paper's Table 1: blocks per stage, width and heads of the first stage."""
+
+    depths: tuple[int, ...]
+    embed_dim: int
+    num_heads: int
+
+
+VARIANTS = {
+    "T": Variant((1, 2, 5, 2), 96, 1),
+    "S": Variant((1, 2, 11, 2), 96, 1),
+    "B": Variant((2, 3, 16, 3), 96, 1),
+    "L": Variant((2, 6, 36, 4), 144, 2),
+    "H": Variant((4, 8, 60, 8), 192, 3),
+}
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """Shapes of one block.
+
+    Args:
+        dim: width of the tokens that come in.
+        dim_att: width of attention and of ``norm2``.
+        dim_out: width of the tokens that go out. ``dim_att`` equals ``dim_out`` where the width
+            grows in attention, and ``dim`` where it grows in the MLP.
+        num_heads: attention heads; must divide ``dim_att``.
+        thw: nominal token grid at the block's input, one size per axis. It fixes the number of
+            rows of the position tables; any other grid is accepted at run time.
+        stride_q, stride_kv: strides of the pools, one per axis.
+        kernel_q, kernel_kv: kernels of the pools, one per axis; None for no pool and no norm.
+        drop_path: probability of dropping a residual branch, per sample.
+
+    Raises:
+        ValueError: a size is not positive, the ranks differ, or heads do not divide the width.
+    """
+
+    dim: int
+    dim_att: int
+    dim_out: int
+    num_heads: int
+    thw: tuple[int, ...]
+    stride_q: tuple[int, ...]
+    stride_kv: tuple[int, ...]
+    kernel_q: tuple[int, ...] | None
+    kernel_kv: tuple[int, ...] | None
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "dim_att", "dim_out", "num_heads"):
+            check_positive(name, getattr(self, name))
+        for name in ("thw", "stride_q", "stride_kv", "kernel_q", "kernel_kv"):
+            sizes = getattr(self, name)
+            if sizes is not None:
+                check_sizes(name, sizes, len(self.thw))
+        if self.dim_att % self.num_heads:
+            raise ValueError(
+                f"num_heads must divide the attention width: num_heads={self.num_heads}, "
+                f"dim_att={self.dim_att}"
+            )
+        if self.dim_att not in (self.dim, self.dim_out):
+            raise ValueError(
+                f"dim_att must be dim ({self.dim}) or dim_out ({self.dim_out}), got {self.dim_att}"
+            )
+        for pool in ("q", "kv"):
+            kernel, stride = getattr(self, f"kernel_{pool}"), getattr(self, f"stride_{pool}")
+            if kernel is None and max(stride) > 1:
+                raise ValueError(
+                    f"kernel_{pool} must be given where stride_{pool} exceeds 1, got "
+                    f"stride_{pool}={stride}"
+                )
+        # Pooled q meets the max-pooled shortcut (kernel stride + 1), and both must have one size.
+        if self.kernel_q is not None and not all(k % 2 for k in self.kernel_q):
+            raise ValueError(f"kernel_q must be odd on every axis, got {self.kernel_q}")
+        if not all(s == 1 or s % 2 == 0 for s in self.stride_q):
+            raise ValueError(f"stride_q must be 1 or even on every axis, got {self.stride_q}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim_att // self.num_heads
+
+    @property
+    def thw_out(self) -> tuple[int, ...]:
+        """Nominal grid after q pooling: divided with floor, as the official tables are."""
+        return tuple(max(n // s, 1) for n, s in zip(self.thw, self.stride_q, strict=True))
+
+    def rel_pos_rows(self, axis: int) -> int:
+        """Rows of the stored relative-position table of ``axis``.
+
+        Spatial tables follow the larger of the pooled q and kv sizes; the temporal table (first
+        of three axes) has 2*T - 1 rows for the block's input T whatever its strides, as in
+        PySlowFast's attention.py, on which the published SSv2 L checkpoint depends.
+        """
+        size = self.thw[axis]
+        if len(self.thw) == 3 and axis == 0:
+            return 2 * size - 1
+        return 2 * max(size // self.stride_q[axis], size // self.stride_kv[axis], 1) - 1
+
+
+@dataclass(frozen=True)
+class MViTConfig:
+    """Everything that shapes the weights and the arithmetic of an MViTv2.
+
+    Args:
+        blocks: one spec per block, in order.
+        input_size: nominal (H, W) of images or (T, H, W) of clips, in pixels and frames.
+        patch_kernel, patch_stride, patch_padding: the patch embedding's convolution. Two axes
+            on a three-axis grid mean stills: the grid gets a time axis of size 1.
+        in_chans: channels of the input.
+        mlp_ratio: hidden width of the MLP over ``dim_att``.
+        qkv_bias: whether ``qkv`` has a bias.
+        cls_token: whether a class token stands in front of the tokens.
+        abs_pos: "none", one "joint" table, or "separate" spatial and temporal tables.
+        abs_pos_thw: grid of the absolute table; None for the nominal grid.
+        abs_pos_cls_row: whether the table has a first row for a class token; None for
+            ``cls_token``. A detector's table keeps the row of the model it was pre-trained as.
+        rel_pos: for each axis, whether it has relative positions.
+        rel_pos_zero_init: start relative positions at zero (else truncated normal, 0.02).
+        residual_pooling: add pooled q to the output of attention (paper, section 4.1).
+        dropout: dropout in attention's output, in the MLP and after the positions.
+        num_classes: outputs of ``MViTClassifier``'s head.
+        head_dropout: dropout before the head's projection.
+        head_init_scale: factor on the head's initial weights and biases.
+        mean_pooling: classify the normalised mean of the tokens. Otherwise the class token
+            after the norm or, without one, the mean of the normalised tokens.
+
+    Raises:
+        ValueError: ranks, widths or probabilities that do not fit together.
+    """
+
+    blocks: tuple[BlockSpec, ...]
+    input_size: tuple[int, ...]
+    patch_kernel: tuple[int, ...]
+    patch_stride: tuple[int, ...]
+    patch_padding: tuple[int, ...]
+    in_chans: int = 3
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    cls_token: bool = False
+    abs_pos: AbsPos = "none"
+    abs_pos_thw: tuple[int, ...] | None = None
+    abs_pos_cls_row: bool | None = None
+    rel_pos: tuple[bool, ...] = (True, True)
+    rel_pos_zero_init: bool = False
+    residual_pooling: bool = True
+    dropout: float = 0.0
+    num_classes: int = 1000
+    head_dropout: float = 0.0
+    head_init_scale: float = 1.0
+    mean_pooling: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.blocks:
+            raise ValueError("blocks must hold at least one BlockSpec, got none")
+        check_sizes("input_size", self.input_size, len(self.input_size))
+        check_sizes("patch_kernel", self.patch_kernel, len(self.patch_kernel))
+        check_sizes("patch_stride", self.patch_stride, len(self.patch_kernel))
+        if len(self.patch_padding) != len(self.patch_kernel) or min(self.patch_padding) < 0:
+            raise ValueError(
+                f"patch_padding must hold {len(self.patch_kernel)} sizes >= 0, got "
+                f"{self.patch_padding}"
+            )
+        if self.rank - len(self.patch_kernel) not in (0, 1):
+            raise ValueError(
+                f"patch_kernel must have as many axes as the token grid ({self.rank}), or one "
+                f"fewer, got {self.patch_kernel}"
+            )
+        if len(self.rel_pos) != self.rank:
+            raise ValueError(f"rel_pos must hold {self.rank} flags, got {self.rel_pos}")
+        for name in ("in_chans", "num_classes"):
+            check_positive(name, getattr(self, name))
+        if self.mlp_ratio <= 0:
+            raise ValueError(f"mlp_ratio must be positive, got {self.mlp_ratio}")
+        if self.abs_pos not in ("none", "joint", "separate"):
+            raise ValueError(f"abs_pos must be none, joint or separate, got {self.abs_pos!r}")
+        if self.abs_pos == "separate" and self.rank != 3:
+            raise ValueError(f"abs_pos='separate' needs a (T, H, W) grid, got rank {self.rank}")
+        if self.cls_token and self.abs_pos_cls_row is False and self.abs_pos != "none":
+            raise ValueError("abs_pos_cls_row must not be False where cls_token is True")
+        for name in ("dropout", "head_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for index, (block, following) in enumerate(zip(self.blocks, self.blocks[1:], strict=False)):
+            if block.dim_out != following.dim or len(block.thw) != len(following.thw):
+                raise ValueError(
+                    f"blocks[{index + 1}] must take what blocks[{index}] gives: "
+                    f"dim {following.dim} after dim_out {block.dim_out}"
+                )
+
+    @property
+    def rank(self) -> int:
+        """Axes of the token grid: 2 for images, 3 for clips."""
+        return len(self.blocks[0].thw)
+
+    @property
+    def axes(self) -> str:
+        """Names of the grid's axes, as the position tables are called: "hw" or "thw"."""
+        return "thw"[3 - self.rank :]
+
+    @property
+    def embed_dim(self) -> int:
+        return self.blocks[0].dim
+
+    @property
+    def stage_ends(self) -> tuple[int, ...]:
+        """Index of the last block of each stage: a stage begins where q is strided."""
+        last = len(self.blocks) - 1
+        return tuple(i for i in range(last) if max(self.blocks[i + 1].stride_q) > 1) + (last,)
+
+    @classmethod
+    def variant(
+        cls,
+        name: str,
+        input_size: tuple[int, ...] = (224, 224),
+        *,
+        kv_stride: int | None = None,
+        drop_path_rate: float = 0.0,
+        dim_mul_in_att: bool = True,
+        **overrides: object,
+    ) -> MViTConfig:
+        """One of the published sizes, as an image or (with a (T, H, W) ``input_size``) video model.
+
+        Args:
+            name: a key of ``VARIANTS``.
+            input_size: (H, W), or (T, H, W) for clips: patches of 3x7x7 with stride 2x4x4.
+            kv_stride: spatial kv stride of the first stage; 4 for images and 8 for clips as
+                published (paper, sections 5.1 and 5.3), halved at each stage.
+            drop_path_rate: drop path of the last block; rises linearly from 0.
+            dim_mul_in_att: False for the published IN-1K L and the MaskFeat fine-tunes, whose
+                width grows in the MLP of the block before.
+            overrides: other fields of ``MViTConfig``.
+
+        Raises:
+            ValueError: unknown ``name``, or a size that does not fit.
+        """
+        if name not in VARIANTS:
+            raise ValueError(f"name must be one of {', '.join(VARIANTS)}, got {name!r}")
+        row, rank = VARIANTS[name], len(input_size)
+        if rank not in (2, 3):
+            raise ValueError(f"input_size must be (H, W) or (T, H, W), got {input_size}")
+        check_sizes("input_size", input_size, rank)
+        clip = rank == 3
+        stride = (2, 4, 4)[-rank:]
+        config = cls(
+            blocks=stage_blocks(
+                depths=row.depths,
+                embed_dim=row.embed_dim,
+                num_heads=row.num_heads,
+                thw=tuple(n // s for n, s in zip(input_size, stride, strict=True)),
+                stride_kv=(1,) * (rank - 2) + ((kv_stride or (8 if clip else 4)),) * 2,
+                drop_path_rate=drop_path_rate,
+                dim_mul_in_att=dim_mul_in_att,
+            ),
+            input_size=tuple(input_size),
+            patch_kernel=(3, 7, 7)[-rank:],
+            patch_stride=stride,
+            patch_padding=(1, 3, 3)[-rank:],
+            rel_pos=(True,) * rank,
+            cls_token=clip,
+        )
+        return replace(config, **overrides)  # type: ignore[arg-type]
+
+
+def stage_blocks(
+    depths: tuple[int, ...],
+    embed_dim: int,
+    num_heads: int,
+    thw: tuple[int, ...],
+    stride_kv: tuple[int, ...],
+    drop_path_rate: float = 0.0,
+    dim_mul_in_att: bool = True,
+) -> tuple[BlockSpec, ...]:
+    """Block specs of the paper's four-stage layout (section 4, Table 1).
+
+    Width and heads double, and spatial q stride is 2, in the first block of each stage but the
+    first; ``stride_kv`` starts there and is divided by the q stride of each block.
+
+    Args:
+        depths: blocks per stage.
+        embed_dim, num_heads: of the first stage.
+        thw: token grid of the first stage.
+        stride_kv: kv strides of the first stage, one per axis.
+        drop_path_rate: drop path of the last block.
+        dim_mul_in_att: whether the width grows in attention, or in the MLP of the block before.
+
+    Raises:
+        ValueError: a size is not positive or heads do not divide the width.
+    """
+    check_sizes("depths", depths, len(depths))
+    rank, total = len(thw), sum(depths)
+    starts = {sum(depths[:stage]) for stage in range(1, len(depths))}
+    dim, specs = embed_dim, []
+    for i in range(total):
+        step = (1,) * (rank - 2) + (2, 2) if i in starts else (1,) * rank
+        stride_kv = tuple(max(kv // q, 1) for kv, q in zip(stride_kv, step, strict=True))
+        num_heads *= 2 if i in starts else 1
+        dim_out = dim * 2 if (i if dim_mul_in_att else i + 1) in starts else dim
+        spec = BlockSpec(
+            dim=dim,
+            dim_att=dim_out if dim_mul_in_att else dim,
+            dim_out=dim_out,
+            num_heads=num_heads,
+            thw=thw,
+            stride_q=step,
+            stride_kv=stride_kv,
+            kernel_q=(3,) * rank,
+            kernel_kv=(3,) * rank,
+            drop_path=drop_path_rate * i / max(total - 1, 1),
+        )
+        specs.append(spec)
+        dim, thw = dim_out, spec.thw_out
+    return tuple(specs)
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raise ValueError unless ``value`` is a positive whole number."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+
+
+def check_sizes(name: str, sizes: tuple[int, ...], rank: int) -> None:
+    """Raise ValueError unless ``sizes`` is a tuple of ``rank`` positive whole numbers."""
+    if (
+        not isinstance(sizes, tuple)
+        or len(sizes) != rank
+        or not rank
+        or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes)
+    ):
+        raise ValueError(f"{name} must be {rank} positive whole numbers, got {sizes!r}")

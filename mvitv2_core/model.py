@@ -1,0 +1,243 @@
+"""The trunk that yields stage outputs, and the classifier on top of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .attention import HeadPool, MultiScaleAttention, NormLayer
+from .block import MultiScaleBlock
+from .config import MViTConfig
+
+Stage = tuple[Tensor, tuple[int, ...]]
+LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patches to tokens by one convolution."""
+
+    def __init__(self, config: MViTConfig) -> None:
+        super().__init__()
+        self.rank, self.patch_rank = config.rank, len(config.patch_kernel)
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.patch_rank - 1]
+        self.proj = conv(
+            config.in_chans,
+            config.embed_dim,
+            config.patch_kernel,  # type: ignore[arg-type]
+            config.patch_stride,  # type: ignore[arg-type]
+            config.patch_padding,  # type: ignore[arg-type]
+        )
+
+    def forward(self, x: Tensor) -> Stage:
+        """(B, C, *spatial) -> (B, N, embed_dim) tokens and their grid."""
+        if x.ndim != self.patch_rank + 2:
+            raise ValueError(
+                f"input must have {self.patch_rank + 2} dimensions "
+                f"(B, C, {', '.join('THW'[3 - self.patch_rank :])}), got {tuple(x.shape)}"
+            )
+        x = self.proj(x)
+        thw = (1,) * (self.rank - self.patch_rank) + tuple(x.shape[2:])
+        # (B, embed_dim, *grid) -> (B, N, embed_dim)
+        return x.flatten(2).transpose(1, 2), thw
+
+
+class MViT(nn.Module):
+    """MViTv2 trunk: patch embedding, positions and blocks. It has no last norm and no head.
+
+    Adapters subclass it, so that names in its state dict are the published ones.
+
+    Args:
+        config: shapes and arithmetic.
+        norm_layer: makes a norm from its number of channels. Published image and video
+            weights use LayerNorm with eps 1e-6, the default.
+        act_layer: makes the MLP's activation.
+        attention: class of the blocks' attention.
+        act_checkpoint: recompute each block in the backward pass instead of keeping its
+            activations; results do not change.
+    """
+
+    cls_token: nn.Parameter | None
+    pos_embed: nn.Parameter | None
+    pos_embed_spatial: nn.Parameter | None
+    pos_embed_temporal: nn.Parameter
+    pos_embed_class: nn.Parameter | None
+
+    def __init__(
+        self,
+        config: MViTConfig,
+        norm_layer: NormLayer = LAYER_NORM,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        attention: type[MultiScaleAttention] = MultiScaleAttention,
+        act_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config, self.act_checkpoint = config, act_checkpoint
+        self.patch_embed = PatchEmbed(config)
+        dim = config.embed_dim
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.cls_token else None
+        self.abs_pos_thw = config.abs_pos_thw or config.blocks[0].thw
+        row = config.abs_pos_cls_row
+        self.abs_pos_cls_row = config.cls_token if row is None else row
+        cells, cls_row = prod(self.abs_pos_thw), int(self.abs_pos_cls_row)
+        tables = {
+            "none": {},
+            "joint": {"pos_embed": cls_row + cells},
+            "separate": {
+                "pos_embed_spatial": prod(self.abs_pos_thw[1:]),
+                "pos_embed_temporal": self.abs_pos_thw[0],
+                **({"pos_embed_class": 1} if cls_row else {}),
+            },
+        }[config.abs_pos]
+        for name in ("pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class"):
+            rows = tables.get(name)
+            table = None if rows is None else nn.Parameter(torch.zeros(1, rows, dim))
+            self.register_parameter(name, table)
+        self.pos_drop = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            MultiScaleBlock(spec, config, norm_layer, act_layer, attention)
+            for spec in config.blocks
+        )
+        for name in ("cls_token", *tables):
+            table = getattr(self, name)
+            if table is not None:
+                nn.init.trunc_normal_(table, std=0.02)
+
+    def init_weights(self, module: nn.Module) -> None:
+        """Initial values of one module, for ``apply``: the image and video repositories' own.
+
+        Weights truncated normal with std 0.02, every bias 0.02 (PySlowFast's
+        video_model_builder.py, facebookresearch/mvit's mvit_model.py).
+        """
+        if isinstance(module, (nn.Linear, HeadPool, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.constant_(module.bias, 0.02)
+        elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+            nn.init.constant_(module.weight, 1.0)
+            nn.init.constant_(module.bias, 0.02)
+
+    def forward(self, x: Tensor) -> list[Stage]:
+        """(B, C, *spatial) -> tokens (B, N, dim) and grid of each stage's last block."""
+        x, thw = self.embed(x)
+        ends, stages = self.config.stage_ends, []
+        for index, block in enumerate(self.blocks):
+            x, thw = self.run_block(block, x, thw)
+            if index in ends:
+                stages.append((x, thw))
+        return stages
+
+    def embed(self, x: Tensor) -> Stage:
+        """(B, C, *spatial) -> (B, N, embed_dim) tokens with class token and absolute positions."""
+        x, thw = self.patch_embed(x)
+        if self.cls_token is not None:
+            # The convolution's output dtype: autocast leaves parameters alone.
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+        positions = self.abs_pos(thw)
+        if positions is not None:
+            x = x + positions
+        return self.pos_drop(x), thw
+
+    def run_block(self, block: nn.Module, x: Tensor, thw: Sequence[int]) -> Stage:
+        """One block, recomputed in the backward pass where ``act_checkpoint`` asks for it."""
+        if self.act_checkpoint and self.training and torch.is_grad_enabled():
+            return checkpoint(block, x, thw, use_reentrant=False)
+        return block(x, thw)
+
+    def abs_pos(self, thw: Sequence[int]) -> Tensor | None:
+        """Absolute positions for the live grid: (1, N, embed_dim), or None."""
+        row: Tensor | None
+        if self.pos_embed is not None:
+            cls_row = int(self.abs_pos_cls_row)
+            row, table = self.pos_embed[:, :cls_row], self.pos_embed[:, cls_row:]
+        elif self.pos_embed_spatial is not None:
+            # (1, HW, C) and (1, T, C) -> (1, T * HW, C)
+            table = self.pos_embed_spatial[:, None] + self.pos_embed_temporal[:, :, None]
+            row, table = self.pos_embed_class, table.flatten(1, 2)
+        else:
+            return None
+        table = resample_abs_pos(table, self.abs_pos_thw, thw)
+        # A detector keeps the pre-trained class token's row, and has no token to add it to.
+        return table if self.cls_token is None or row is None else torch.cat([row, table], dim=1)
+
+
+class Head(nn.Module):
+    """Dropout and one linear layer; ``projection`` is its name in every published checkpoint."""
+
+    def __init__(self, dim: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.projection = nn.Linear(dim, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, dim) -> (B, num_classes) logits."""
+        return self.projection(self.dropout(x))
+
+
+class MViTClassifier(MViT):
+    """Trunk, norm and a linear head on the class token or on the mean of the tokens.
+
+    Takes the arguments of ``MViT``; the config's ``num_classes``, ``head_dropout``,
+    ``head_init_scale`` and ``mean_pooling`` shape the head. Returns logits, in training and in
+    evaluation.
+    """
+
+    def __init__(
+        self,
+        config: MViTConfig,
+        norm_layer: NormLayer = LAYER_NORM,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        act_checkpoint: bool = False,
+    ) -> None:
+        super().__init__(config, norm_layer, act_layer, act_checkpoint=act_checkpoint)
+        self.norm = norm_layer(config.blocks[-1].dim_out)
+        self.head = self.build_head()
+        self.apply(self.init_weights)
+        if config.head_init_scale != 1.0:
+            with torch.no_grad():
+                for name, parameter in self.head.named_parameters():
+                    if name.startswith("projection."):
+                        parameter.mul_(config.head_init_scale)
+
+    def build_head(self) -> nn.Module:
+        """The module under ``head``; it must have a ``projection``."""
+        config = self.config
+        return Head(config.blocks[-1].dim_out, config.num_classes, config.head_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, C, *spatial) -> (B, num_classes) logits."""
+        x, _ = self.tokens(x)
+        return self.head(self.pool_tokens(x))
+
+    def tokens(self, x: Tensor) -> Stage:
+        """(B, C, *spatial) -> the last block's (B, N, dim) tokens, before the norm, and grid."""
+        x, thw = self.embed(x)
+        for block in self.blocks:
+            x, thw = self.run_block(block, x, thw)
+        return x, thw
+
+    def pool_tokens(self, x: Tensor) -> Tensor:
+        """(B, N, dim) tokens -> (B, dim), normalised."""
+        if self.config.mean_pooling:
+            return self.norm(x[:, int(self.config.cls_token) :].mean(dim=1))
+        if self.config.cls_token:
+            return self.norm(x[:, 0])  # the norm is per token: the others need none
+        return self.norm(x).mean(dim=1)
+
+
+def resample_abs_pos(table: Tensor, stored: Sequence[int], thw: Sequence[int]) -> Tensor:
+    """(1, prod(stored), C) absolute positions -> (1, prod(thw), C), for another grid.
+
+    Bicubic over two axes (detectron2's ``get_abs_pos``), trilinear over three (PySlowFast's
+    ``_get_pos_embed``).
+    """
+    if tuple(stored) == tuple(thw):
+        return table
+    grid = table.transpose(1, 2).unflatten(-1, tuple(stored))
+    mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(stored)]
+    return F.interpolate(grid, size=tuple(thw), mode=mode).flatten(2).transpose(1, 2)

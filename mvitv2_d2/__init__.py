@@ -1,0 +1,34 @@
+"""MViTv2 as a detectron2 backbone.
+
+Importing this package, or ``mvitv2_d2.env``, imports nothing of detectron2: the hook module is
+loaded while detectron2 itself is being imported. Names resolve on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .backbone import (
+        MViT,
+        build_mvitv2_backbone,
+        build_mvitv2_fpn_backbone,
+        build_retinanet_mvitv2_fpn_backbone,
+    )
+    from .config import add_mvitv2_config
+
+__all__ = [
+    "MViT",
+    "add_mvitv2_config",
+    "build_mvitv2_backbone",
+    "build_mvitv2_fpn_backbone",
+    "build_retinanet_mvitv2_fpn_backbone",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import backbone, config
+
+    return getattr(config if name == "add_mvitv2_config" else backbone, name)

@@ -1,0 +1,94 @@
+"""Hybrid window attention (paper, section 4.3): blocks that attend inside windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mvitv2_core.attend import attend
+from mvitv2_core.attention import MultiScaleAttention, NormLayer
+from mvitv2_core.config import BlockSpec, MViTConfig
+
+
+@dataclass(frozen=True)
+class WindowBlockSpec(BlockSpec):
+    """A block that attends inside windows.
+
+    Args:
+        window_size: width of a window in tokens of the block's input; 0 attends globally.
+
+    Raises:
+        ValueError: a window that its strides do not divide. Windows of q and of kv would not
+            cover the same tokens, and for many input sizes not even be equally many.
+    """
+
+    window_size: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window_size < 0:
+            raise ValueError(f"window_size must be 0 or positive, got {self.window_size}")
+        for stride in {*self.stride_q, *self.stride_kv} if self.window_size else ():
+            if self.window_size % stride:
+                raise ValueError(
+                    f"window_size must be a multiple of the q and kv strides of its block: "
+                    f"window_size={self.window_size}, stride_q={self.stride_q}, "
+                    f"stride_kv={self.stride_kv}"
+                )
+
+
+class WindowAttention(MultiScaleAttention):
+    """Pooling attention whose queries see the keys of their own window.
+
+    Partition happens after pooling, and the zeros that fill the last windows take part in the
+    softmax: the published box AP depends on both (detectron2's modeling/backbone/mvit.py).
+    """
+
+    def __init__(self, spec: WindowBlockSpec, config: MViTConfig, norm_layer: NormLayer) -> None:
+        super().__init__(spec, config, norm_layer)
+        self.q_window = tuple(spec.window_size // s for s in spec.stride_q)
+        self.kv_window = tuple(spec.window_size // s for s in spec.stride_kv)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, q_thw: Sequence[int], k_thw: Sequence[int]
+    ) -> Tensor:
+        """(B, Nq, heads, head_dim) queries -> the same shape, window by window."""
+        if not self.q_window[0]:
+            return super().attend(q, k, v, q_thw, k_thw)
+        out = attend(
+            partition(q, q_thw, self.q_window),
+            partition(k, k_thw, self.kv_window),
+            partition(v, k_thw, self.kv_window),
+            self.rel_pos_tables(),
+            self.q_window,
+            self.kv_window,
+        )
+        return unpartition(out, q.shape[0], q_thw, self.q_window)
+
+
+def partition(x: Tensor, hw: Sequence[int], window: Sequence[int]) -> Tensor:
+    """(B, H * W, heads, head_dim) -> (B * windows, h * w, heads, head_dim).
+
+    ``window`` is (h, w); the grid is filled up with zeros on the right and at the bottom.
+    """
+    (height, width), (h, w) = hw, window
+    x = x.unflatten(1, (height, width))
+    bottom, right = -height % h, -width % w
+    if bottom or right:
+        x = F.pad(x, (0, 0, 0, 0, 0, right, 0, bottom))
+    # (B, rows * h, columns * w, heads, head_dim) -> (B, rows, columns, h, w, heads, head_dim)
+    x = x.unflatten(2, (-1, w)).unflatten(1, (-1, h)).transpose(2, 3)
+    return x.flatten(3, 4).flatten(0, 2)
+
+
+def unpartition(x: Tensor, batch: int, hw: Sequence[int], window: Sequence[int]) -> Tensor:
+    """(B * windows, h * w, heads, head_dim) -> (B, H * W, heads, head_dim), filling dropped."""
+    (height, width), (h, w) = hw, window
+    rows, columns = -(-height // h), -(-width // w)
+    # (B * windows, ...) -> (B, rows, h, columns, w, heads, head_dim)
+    x = x.unflatten(0, (batch, rows, columns)).unflatten(3, (h, w)).transpose(2, 3)
+    x = x.flatten(3, 4).flatten(1, 2)
+    return x[:, :height, :width].flatten(1, 2)

@@ -1,0 +1,292 @@
+"""MViTv2 as a detectron2 ``Backbone``, and its builders for ``BACKBONE_REGISTRY``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from torch import Tensor, nn
+
+from mvitv2_core import MViT as Trunk
+from mvitv2_core import MViTConfig
+from mvitv2_core.config import check_positive
+
+from .attention import WindowAttention, WindowBlockSpec
+from .config import backbone_kwargs
+
+SCALES = ("scale2", "scale3", "scale4", "scale5")
+
+
+class MViT(Trunk, Backbone):
+    """Drop-in for ``detectron2.modeling.MViT``: same arguments, same names, same results.
+
+    Feature maps come as ``{"scale2": (B, C, H/4, W/4), ..., "scale5": (B, C, H/32, W/32)}``,
+    sizes rounded up. Only blocks that a requested feature needs are built and run.
+
+    Args:
+        img_size: (H, W), or one number for both, that the position tables are sized for. Other
+            sizes are accepted at run time, with the tables resampled.
+        patch_kernel, patch_stride, patch_padding: the patch embedding's convolution.
+        in_chans: channels of the images.
+        embed_dim: width of the first stage; doubles at each stage.
+        depth: number of blocks.
+        num_heads: heads of the first stage; doubles at each stage.
+        last_block_indexes: index of each stage's last block.
+        qkv_pool_kernel: kernel of the q, k and v pools.
+        adaptive_kv_stride: kv stride of the first stage; halved at each stage.
+        adaptive_window_size: window width of the first stage in tokens; halved after each
+            stage's first block. Last blocks of all stages but the first attend globally.
+        residual_pooling: add pooled q to the output of attention.
+        mlp_ratio: hidden width of the MLP over its input's.
+        qkv_bias: whether ``qkv`` has a bias.
+        drop_path_rate: drop path of the last block; rises linearly from 0.
+        norm_layer: makes a norm from its number of channels. The official configs pass
+            ``partial(nn.LayerNorm, eps=1e-6)``.
+        act_layer: makes the MLP's activation.
+        use_abs_pos: add absolute positions, resized bicubically.
+        use_rel_pos: add decomposed relative positions.
+        rel_pos_zero_init: start relative positions at zero.
+        use_act_checkpoint: recompute each block in the backward pass.
+        pretrain_img_size: image size that ``pos_embed`` was trained at.
+        pretrain_use_cls_token: whether ``pos_embed`` has the class token's row in front.
+        out_features: names among "scale2" ... "scale5".
+
+    Raises:
+        ValueError: arguments that do not fit together; the message names them.
+    """
+
+    def __init__(
+        self,
+        img_size: int | Sequence[int] = 224,
+        patch_kernel: Sequence[int] = (7, 7),
+        patch_stride: Sequence[int] = (4, 4),
+        patch_padding: Sequence[int] = (3, 3),
+        in_chans: int = 3,
+        embed_dim: int = 96,
+        depth: int = 16,
+        num_heads: int = 1,
+        last_block_indexes: Sequence[int] = (0, 2, 11, 15),
+        qkv_pool_kernel: Sequence[int] = (3, 3),
+        adaptive_kv_stride: int = 4,
+        adaptive_window_size: int = 56,
+        residual_pooling: bool = True,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path_rate: float = 0.0,
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        use_abs_pos: bool = False,
+        use_rel_pos: bool = True,
+        rel_pos_zero_init: bool = True,
+        use_act_checkpoint: bool = False,
+        pretrain_img_size: int = 224,
+        pretrain_use_cls_token: bool = True,
+        out_features: Sequence[str] = SCALES,
+    ) -> None:
+        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        stride = tuple(patch_stride)
+        ends = _check_ends(last_block_indexes, depth)
+        features = _check_features(out_features, len(ends))
+        for name, value in (("pretrain_img_size", pretrain_img_size), ("embed_dim", embed_dim)):
+            check_positive(name, value)
+        for name, sizes in (("img_size", size), ("patch_stride", stride)):
+            if len(sizes) != 2:
+                raise ValueError(f"{name} must have two entries, got {sizes}")
+        deepest = ends[int(features[-1].removeprefix("scale")) - 2]
+        config = MViTConfig(
+            blocks=_blocks(
+                tuple(n // s for n, s in zip(size, stride, strict=True)),
+                embed_dim,
+                depth,
+                num_heads,
+                ends,
+                tuple(qkv_pool_kernel),
+                adaptive_kv_stride,
+                adaptive_window_size,
+                drop_path_rate,
+            )[: deepest + 1],
+            input_size=size,
+            patch_kernel=tuple(patch_kernel),
+            patch_stride=stride,
+            patch_padding=tuple(patch_padding),
+            in_chans=in_chans,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            abs_pos="joint" if use_abs_pos else "none",
+            abs_pos_thw=tuple(pretrain_img_size // s for s in stride),
+            abs_pos_cls_row=pretrain_use_cls_token,
+            rel_pos=(use_rel_pos,) * 2,
+            rel_pos_zero_init=rel_pos_zero_init,
+            residual_pooling=residual_pooling,
+        )
+        super().__init__(config, norm_layer, act_layer, WindowAttention, use_act_checkpoint)
+        names = [f"scale{2 + stage}" for stage in range(len(ends))]
+        self._stage_names = names
+        self._out_features = features
+        self._out_feature_strides, self._out_feature_channels = {}, {}
+        for stage, end in enumerate(config.stage_ends):
+            name = names[stage]
+            if name in features:
+                dim = config.blocks[end].dim_out
+                self._out_feature_channels[name] = dim
+                self._out_feature_strides[name] = stride[0] * 2**stage
+                self.add_module(f"{name}_norm", norm_layer(dim))
+        self.apply(self.init_weights)
+
+    def init_weights(self, module: nn.Module) -> None:
+        """detectron2's initial values: linears truncated normal (0.02), biases zero."""
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        """(B, in_chans, H, W) images -> feature maps by name."""
+        outputs = {}
+        for name, (tokens, hw) in zip(self._stage_names, super().forward(x), strict=False):
+            if name in self._out_features:
+                tokens = getattr(self, f"{name}_norm")(tokens)
+                # (B, H * W, C) -> (B, C, H, W)
+                outputs[name] = tokens.unflatten(1, hw).permute(0, 3, 1, 2)
+        return outputs
+
+    def freeze(self, freeze_at: int = 0) -> MViT:
+        """Stop training the first stages, as ``MODEL.BACKBONE.FREEZE_AT`` counts them.
+
+        Args:
+            freeze_at: 0 freezes nothing, 1 the patch embedding and absolute positions, 2 the
+                blocks and the norm of "scale2" as well, and so on to 5.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: ``freeze_at`` is not a whole number from 0 to 5.
+        """
+        last = len(self._stage_names) + 1
+        if freeze_at not in range(last + 1):
+            raise ValueError(f"freeze_at must be a whole number from 0 to {last}, got {freeze_at}")
+        if freeze_at >= 1:
+            self.patch_embed.requires_grad_(False)
+            if self.pos_embed is not None:
+                self.pos_embed.requires_grad_(False)
+        start = 0
+        for stage, end in enumerate(self.config.stage_ends):
+            if freeze_at >= stage + 2:
+                self.blocks[start : end + 1].requires_grad_(False)
+                norm = getattr(self, f"{self._stage_names[stage]}_norm", None)
+                if norm is not None:
+                    norm.requires_grad_(False)
+            start = end + 1
+        return self
+
+
+def _check_ends(last_block_indexes: Sequence[int], depth: int) -> tuple[int, ...]:
+    check_positive("depth", depth)
+    ends = tuple(last_block_indexes)
+    rising = all(a < b for a, b in itertools.pairwise(ends))
+    if not 1 <= len(ends) <= len(SCALES) or not rising or ends[0] < 0 or ends[-1] != depth - 1:
+        raise ValueError(
+            f"last_block_indexes must be at most {len(SCALES)} rising block indexes that end with "
+            f"depth - 1 = {depth - 1}, got {ends}"
+        )
+    return ends
+
+
+def _check_features(out_features: Sequence[str], stages: int) -> tuple[str, ...]:
+    known = SCALES[:stages]
+    if isinstance(out_features, str) or not out_features or not set(out_features) <= set(known):
+        raise ValueError(f"out_features must be some of {', '.join(known)}, got {out_features!r}")
+    return tuple(name for name in known if name in out_features)
+
+
+def _blocks(
+    hw: tuple[int, ...],
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+    ends: tuple[int, ...],
+    kernel: tuple[int, ...],
+    kv_stride: int,
+    window_size: int,
+    drop_path_rate: float,
+) -> tuple[WindowBlockSpec, ...]:
+    check_positive("num_heads", num_heads)
+    check_positive("adaptive_kv_stride", kv_stride)
+    dim, specs = embed_dim, []
+    for i in range(depth):
+        first = i - 1 in ends
+        if first:
+            num_heads *= 2
+            kv_stride = max(kv_stride // 2, 1)
+        # Quirk: the last block of the second and of the third stage pools kv twice as much.
+        stride_kv = kv_stride * 2 if i in ends[1:3] else kv_stride
+        spec = WindowBlockSpec(
+            dim=dim,
+            dim_att=dim * 2 if first else dim,
+            dim_out=dim * 2 if first else dim,
+            num_heads=num_heads,
+            thw=hw,
+            stride_q=(2, 2) if first else (1, 1),
+            stride_kv=(stride_kv, stride_kv),
+            kernel_q=kernel,
+            kernel_kv=kernel,
+            drop_path=drop_path_rate * i / max(depth - 1, 1),
+            # Quirk: a stage's first block still has the previous stage's window, on its input.
+            window_size=0 if i in ends[1:] else window_size,
+        )
+        specs.append(spec)
+        dim, hw = spec.dim_out, spec.thw_out
+        if first:
+            window_size //= 2
+    return tuple(specs)
+
+
+@BACKBONE_REGISTRY.register()
+def build_mvitv2_backbone(cfg: Any, input_shape: ShapeSpec) -> MViT:
+    """The backbone of ``MODEL.MVITV2``, frozen up to ``MODEL.BACKBONE.FREEZE_AT``.
+
+    Args:
+        cfg: detectron2's config with the keys of ``add_mvitv2_config``.
+        input_shape: its ``channels`` become ``in_chans``.
+    """
+    kwargs = backbone_kwargs(cfg)
+    return MViT(in_chans=input_shape.channels, **kwargs).freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
+
+
+def _fpn(cfg: Any, bottom_up: MViT, top_block: nn.Module) -> FPN:
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_mvitv2_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> FPN:
+    """``build_mvitv2_backbone`` under detectron2's FPN: p2 ... p5, and p6 by max pooling."""
+    return _fpn(cfg, build_mvitv2_backbone(cfg, input_shape), LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_mvitv2_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> FPN:
+    """``build_mvitv2_backbone`` under detectron2's FPN, with convolved p6 and p7 for RetinaNet."""
+    bottom_up = build_mvitv2_backbone(cfg, input_shape)
+    top = bottom_up.output_shape().get("scale5")
+    if top is None:
+        raise ValueError(
+            f"MODEL.MVITV2.OUT_FEATURES must hold 'scale5' for RetinaNet's p6, got "
+            f"{cfg.MODEL.MVITV2.OUT_FEATURES}"
+        )
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    return _fpn(cfg, bottom_up, LastLevelP6P7(top.channels, channels, in_feature="scale5"))

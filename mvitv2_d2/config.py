@@ -1,0 +1,93 @@
+"""The ``MODEL.MVITV2`` keys of detectron2's YAML configs, and how they become arguments."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from mvitv2_core.config import VARIANTS
+
+
+def add_mvitv2_config(cfg: Any) -> None:
+    """Add ``MODEL.MVITV2`` with its defaults to a detectron2 ``CfgNode``.
+
+    Calling it again, or on a config that has the keys through ``mvitv2_d2.env``, changes nothing.
+    """
+    from detectron2.config import CfgNode
+
+    if "MVITV2" in cfg.MODEL:
+        return
+    node = CfgNode()
+    # T, S, B, L or H: sets depths, width and heads (paper, Table 1). "" reads the next three.
+    node.VARIANT = "T"
+    node.DEPTHS = []
+    node.EMBED_DIM = 0
+    node.NUM_HEADS = 0
+    node.IMG_SIZE = 224  # that the position tables are sized for
+    node.KV_STRIDE = 4
+    node.WINDOW_SIZE = 56
+    node.MLP_RATIO = 4.0
+    node.QKV_BIAS = True
+    node.RESIDUAL_POOLING = True
+    node.DROP_PATH_RATE = 0.2
+    node.USE_ABS_POS = False
+    node.USE_REL_POS = True
+    node.REL_POS_ZERO_INIT = True
+    node.NORM_EPS = 1e-6
+    node.ACT_CHECKPOINT = False
+    node.PRETRAIN_IMG_SIZE = 224
+    node.PRETRAIN_USE_CLS_TOKEN = True
+    node.OUT_FEATURES = ["scale2", "scale3", "scale4", "scale5"]
+    cfg.MODEL.MVITV2 = node
+
+
+def backbone_kwargs(cfg: Any) -> dict[str, Any]:
+    """Arguments of ``MViT`` from ``cfg.MODEL.MVITV2``; ``cfg`` is not changed.
+
+    Raises:
+        ValueError: an unknown ``VARIANT``, or both a variant and its parts are given.
+    """
+    from torch import nn
+
+    node = cfg.MODEL.MVITV2
+    parts = {"DEPTHS": node.DEPTHS, "EMBED_DIM": node.EMBED_DIM, "NUM_HEADS": node.NUM_HEADS}
+    if node.VARIANT:
+        if node.VARIANT not in VARIANTS:
+            raise ValueError(
+                f"MODEL.MVITV2.VARIANT must be one of {', '.join(VARIANTS)} or empty, got "
+                f"{node.VARIANT!r}"
+            )
+        given = [f"MODEL.MVITV2.{key}" for key, value in parts.items() if value]
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} need MODEL.MVITV2.VARIANT '', got {node.VARIANT!r}"
+            )
+        depths, embed_dim, num_heads = VARIANTS[node.VARIANT]
+    else:
+        missing = [f"MODEL.MVITV2.{key}" for key, value in parts.items() if not value]
+        if missing:
+            raise ValueError(f"{', '.join(missing)} must be given where VARIANT is empty")
+        depths, embed_dim, num_heads = tuple(node.DEPTHS), node.EMBED_DIM, node.NUM_HEADS
+    if not all(isinstance(n, int) and n > 0 for n in depths):
+        raise ValueError(f"MODEL.MVITV2.DEPTHS must be positive whole numbers, got {depths}")
+    return {
+        "img_size": node.IMG_SIZE,
+        "embed_dim": embed_dim,
+        "depth": sum(depths),
+        "num_heads": num_heads,
+        "last_block_indexes": tuple(sum(depths[: i + 1]) - 1 for i in range(len(depths))),
+        "adaptive_kv_stride": node.KV_STRIDE,
+        "adaptive_window_size": node.WINDOW_SIZE,
+        "residual_pooling": node.RESIDUAL_POOLING,
+        "mlp_ratio": node.MLP_RATIO,
+        "qkv_bias": node.QKV_BIAS,
+        "drop_path_rate": node.DROP_PATH_RATE,
+        "norm_layer": partial(nn.LayerNorm, eps=node.NORM_EPS),
+        "use_abs_pos": node.USE_ABS_POS,
+        "use_rel_pos": node.USE_REL_POS,
+        "rel_pos_zero_init": node.REL_POS_ZERO_INIT,
+        "use_act_checkpoint": node.ACT_CHECKPOINT,
+        "pretrain_img_size": node.PRETRAIN_IMG_SIZE,
+        "pretrain_use_cls_token": node.PRETRAIN_USE_CLS_TOKEN,
+        "out_features": tuple(node.OUT_FEATURES),
+    }

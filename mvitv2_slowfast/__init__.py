@@ -1,0 +1,1 @@
+"""MViTv2 as a PySlowFast model."""

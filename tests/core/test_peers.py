@@ -1,0 +1,96 @@
+"""Our classifier against timm's and torchvision's MViTv2: mapped weights, both in float64."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from mvitv2_core import MViTClassifier, MViTConfig
+from tests.compare import error, gradient_error, loss_of, randomize
+
+# torchvision's name of each of our parameters, as regular expressions.
+TORCHVISION = [
+    (r"^patch_embed\.proj", "conv_proj"),
+    (r"^cls_token", "pos_encoding.class_token"),
+    (r"^blocks\.(\d+)\.attn\.pool_([qkv])\.", r"blocks.\1.attn.pool_\2.pool."),
+    (r"^blocks\.(\d+)\.attn\.norm_([qkv])\.", r"blocks.\1.attn.pool_\2.norm_act.0."),
+    (r"^blocks\.(\d+)\.attn\.proj\.", r"blocks.\1.attn.project.0."),
+    (r"^blocks\.(\d+)\.mlp\.fc1\.", r"blocks.\1.mlp.0."),
+    (r"^blocks\.(\d+)\.mlp\.fc2\.", r"blocks.\1.mlp.3."),
+    (r"^blocks\.(\d+)\.proj\.", r"blocks.\1.project."),
+    (r"^head\.projection\.", "head.1."),
+]
+TIMM = [
+    (r"^patch_embed\.proj", "patch_embed.proj"),
+    (r"^head\.projection\.", "head.fc."),
+    (r"^blocks\.(\d+)\.proj\.", r"blocks.\1.shortcut_proj_attn."),
+]
+
+
+def rename(name: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def compare(
+    ours: nn.Module, reference: nn.Module, names: dict[str, str], clip: torch.Tensor
+) -> None:
+    weights = reference.state_dict()
+    assert set(names.values()) == set(dict(reference.named_parameters()))
+    shapes = {name: parameter.shape for name, parameter in ours.named_parameters()}
+    state = {name: weights[theirs].view(shapes[name]) for name, theirs in names.items()}
+    ours.load_state_dict(state, strict=True)
+    same = clip.clone().requires_grad_()
+    clip.requires_grad_()
+    expected, got = reference(clip), ours(same)
+    assert error(got, expected) < 1e-9
+    loss_of(expected).backward()
+    loss_of(got).backward()
+    assert gradient_error(ours, reference, names) < 1e-8
+    assert error(same.grad, clip.grad) < 1e-8
+
+
+def test_torchvision_mvit_v2_s() -> None:
+    video = pytest.importorskip("torchvision.models.video", reason="install torchvision to run")
+    reference = randomize(video.mvit_v2_s(num_classes=13).double()).eval()
+    config = MViTConfig.variant("S", (16, 224, 224), num_classes=13)
+    ours = MViTClassifier(config).double().eval()
+    names = {name: rename(name, TORCHVISION) for name, _ in ours.named_parameters()}
+    compare(ours, reference, names, torch.randn(1, 3, 16, 224, 224, dtype=torch.float64))
+
+
+# timm adds pooled q to the class token's row as well, which the official code does not, so only
+# its models without class token are references; its L grows its width in the MLP.
+@pytest.mark.parametrize(
+    ("name", "variant", "size"),
+    [
+        ("mvitv2_tiny", "T", 224),
+        ("mvitv2_tiny", "T", 160),
+        ("mvitv2_small", "S", 96),
+        ("mvitv2_base", "B", 64),
+        ("mvitv2_large", "L", 64),
+    ],
+)
+def test_timm(name: str, variant: str, size: int) -> None:
+    timm = pytest.importorskip("timm", reason="install timm to run")
+    reference = timm.create_model(name, num_classes=13, img_size=size)
+    reference = randomize(reference.double()).eval()
+    in_att = variant != "L"
+    config = MViTConfig.variant(variant, (size, size), num_classes=13, dim_mul_in_att=in_att)
+    ours = MViTClassifier(config).double().eval()
+    # timm numbers blocks inside stages: 0, 1 ... -> stages.s.blocks.b
+    places, depths = [], [len(stage.blocks) for stage in reference.stages]
+    for stage, depth in enumerate(depths):
+        places += [f"stages.{stage}.blocks.{block}" for block in range(depth)]
+    theirs = dict(reference.named_parameters())
+    names = {}
+    for key, _ in ours.named_parameters():
+        target = rename(key, TIMM)
+        if not in_att:
+            target = target.replace("shortcut_proj_attn", "shortcut_proj_mlp")
+        target = re.sub(r"^blocks\.(\d+)", lambda m: places[int(m[1])], target)
+        names[key] = target
+    assert set(names.values()) == set(theirs), set(names.values()) ^ set(theirs)
+    compare(ours, reference, names, torch.randn(1, 3, size, size, dtype=torch.float64))
