@@ -45,8 +45,9 @@ model.proposal_generator.pre_nms_topk = (500, 250)
 model.proposal_generator.post_nms_topk = (200, 100)
 model.roi_heads.num_classes = 4
 model.roi_heads.batch_size_per_image = 48
-model.roi_heads.box_pooler.sampling_ratio = 2
-model.roi_heads.mask_pooler.sampling_ratio = 2
+for pooler in (model.roi_heads.box_pooler, model.roi_heads.mask_pooler):
+    pooler.sampling_ratio = 2
+    pooler.canonical_box_size = 64  # boxes this large look at p4; 224 for images of 800 pixels
 model.roi_heads.box_head.input_shape.channels = 48
 model.roi_heads.box_head.fc_dims = [256]
 model.roi_heads.box_predictor.input_shape.channels = 256
@@ -59,7 +60,6 @@ dataloader.test.dataset.names = "toy_shapes_val"
 dataloader.train.mapper.augmentations = [
     L(T.ResizeShortestEdge)(short_edge_length=(112, 128), sample_style="choice", max_size=192),
     L(T.RandomFlip)(horizontal=True),
-    L(T.RandomFlip)(horizontal=False, vertical=True),
 ]
 dataloader.test.mapper.augmentations = [
     L(T.ResizeShortestEdge)(short_edge_length=128, max_size=192)
