@@ -29,7 +29,7 @@ SPLITS = ("train", "val")
 SIZES = ((160, 160), (192, 144), (144, 192), (224, 144), (152, 208))  # (W, H)
 SCALE = 4  # masks are drawn at this multiple and averaged down: smooth edges, exact outlines
 TILT = 0.4  # shapes stand within this many radians of upright
-MIN_VISIBLE = 0.5  # of a shape's area
+MIN_VISIBLE = 0.6  # of a shape's area
 CROWD_IMAGE = 3  # index of the image with the crowd, in each split
 VERSION = 1  # raise when the same arguments give other data
 
@@ -142,8 +142,8 @@ def draw_image(rng: RandomState, crowd: bool) -> tuple[np.ndarray, list[dict[str
     for _ in range(shapes):
         kind = rng.randint(len(CLASSES))
         for _ in range(10):  # places tried before the shape is given up
-            radius = np.exp(rng.uniform(np.log(10), np.log(36)))
-            x, y = rng.uniform(0.6 * radius, (width, height) - np.float64(0.6 * radius))
+            radius = np.exp(rng.uniform(np.log(12), np.log(32)))
+            x, y = rng.uniform(radius, (width, height) - radius)
             if crowd and x < 0.55 * width and y < 0.55 * height:
                 continue
             tilt = rng.uniform(-TILT, TILT)

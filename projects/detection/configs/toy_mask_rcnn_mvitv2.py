@@ -45,9 +45,8 @@ model.proposal_generator.pre_nms_topk = (500, 250)
 model.proposal_generator.post_nms_topk = (200, 100)
 model.roi_heads.num_classes = 4
 model.roi_heads.batch_size_per_image = 48
-for pooler in (model.roi_heads.box_pooler, model.roi_heads.mask_pooler):
-    pooler.sampling_ratio = 2
-    pooler.canonical_box_size = 64  # boxes this large look at p4; 224 for images of 800 pixels
+model.roi_heads.box_pooler.sampling_ratio = 2
+model.roi_heads.mask_pooler.sampling_ratio = 2
 model.roi_heads.box_head.input_shape.channels = 48
 model.roi_heads.box_head.fc_dims = [256]
 model.roi_heads.box_predictor.input_shape.channels = 256
@@ -71,7 +70,7 @@ dataloader.evaluator.output_dir = "${train.output_dir}/inference"
 
 # The paper's optimizer: AdamW without weight decay on norms and positions.
 optimizer = model_zoo.get_config("common/optim.py").AdamW
-optimizer.lr = 1e-3
+optimizer.lr = 2e-3
 optimizer.weight_decay = 0.05
 optimizer.params.overrides = {
     name: {"weight_decay": 0.0} for name in ("pos_embed", "rel_pos_h", "rel_pos_w")
