@@ -12,7 +12,7 @@ from math import isqrt, prod
 import torch
 from torch import Tensor
 
-from ..config import MViTConfig
+from ..config import AbsPos, MViTConfig
 from ..model import resample_abs_pos
 from ..rel_pos import resample_table
 from .report import Entry, Status
@@ -43,7 +43,10 @@ def fit_state_dict(
     used: set[str] = set()
     misfits: dict[str, str] = {}
     still = not is_clip(state)
-    positions, consumed = _fit_abs_pos(state, config, still)
+    row = config.abs_pos_cls_row
+    row = config.cls_token if row is None else row
+    thw = config.abs_pos_thw or config.blocks[0].thw
+    positions, consumed = _fit_abs_pos(state, config.abs_pos, thw, row)
     used |= consumed
     for name, wanted in shapes.items():
         shape, source = tuple(wanted), state.get(name)
@@ -146,25 +149,74 @@ def in_float(function, tensor: Tensor) -> Tensor:  # type: ignore[no-untyped-def
     return function(wide).to(tensor.dtype).contiguous()
 
 
+def centre_frame(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Entry]]:
+    """An image model's tensors from a clip model's or from PySlowFast's image model's.
+
+    Takes the centre frame of every kernel and of absolute positions, and leaves positions in time
+    out. Gives an inflated image checkpoint back bit for bit.
+
+    Returns:
+        The tensors, and one entry for each tensor of ``state``.
+    """
+    found: dict[str, Tensor] = {}
+    entries: list[Entry] = []
+    for name, source in state.items():
+        seen = tuple(source.shape)
+        result: Fitted = source, "loaded", ""
+        if name in ABS_POS:
+            continue
+        if name.endswith(".rel_pos_t"):
+            entries.append(Entry(name, "unused", seen, name, seen, "an image has no time"))
+            continue
+        if KERNEL.fullmatch(name) and source.ndim == 5:
+            fitted = fit_kernel(source, (*seen[:2], *seen[3:]))
+            result = result if fitted is None else fitted
+        found[name] = result[0]
+        entries.append(Entry(name, result[1], tuple(result[0].shape), name, seen, result[2]))
+    grid, cls_row = held_grid(state)
+    kind: AbsPos = "none" if grid is None else "joint"
+    positions, consumed = _fit_abs_pos(state, kind, grid or (), cls_row)
+    for name, (table, status, note) in positions.items():
+        origin = name if name in consumed else min(consumed)
+        found[name] = table
+        seen = tuple(state[origin].shape)
+        entries.append(Entry(name, status, tuple(table.shape), origin, seen, note))
+    for name in ABS_POS:
+        if name in state and name not in positions:
+            seen = tuple(state[name].shape)
+            note = "part of pos_embed" if name in consumed else "no square grid"
+            entries.append(Entry(name, "unused", seen, name, seen, note))
+    return found, entries
+
+
+def held_grid(state: Mapping[str, Tensor]) -> tuple[tuple[int, ...] | None, bool]:
+    """(H, W) of the absolute positions in ``state``, if any, and whether they have a class row."""
+    if "pos_embed_spatial" in state:
+        side = isqrt(state["pos_embed_spatial"].shape[1])
+        return (side, side), "pos_embed_class" in state
+    if "pos_embed" not in state:
+        return None, False
+    frames = _frames(state) if is_clip(state) else 1
+    split = frames and _split(state["pos_embed"].shape[1], frames)
+    return ((split[1], split[1]), bool(split[0])) if split else (None, False)
+
+
 def _fit_abs_pos(
-    state: Mapping[str, Tensor], config: MViTConfig, still: bool
+    state: Mapping[str, Tensor], kind: AbsPos, thw: Sequence[int], row_wanted: bool
 ) -> tuple[dict[str, Fitted], set[str]]:
-    """Absolute positions for ``config``, and the names of the tensors they were made from."""
+    """Absolute positions as a model has them, and the names of the tensors they are made from."""
     held = {name for name in ABS_POS if name in state}
-    if not held or config.abs_pos == "none":
+    if not held or kind == "none":
         return {}, set()
-    thw = config.abs_pos_thw or config.blocks[0].thw
-    row_wanted = config.abs_pos_cls_row
-    row_wanted = config.cls_token if row_wanted is None else row_wanted
     if held == {"pos_embed"}:
-        return _fit_joint(state, config.abs_pos, thw, row_wanted, still), {"pos_embed"}
+        return _fit_joint(state, kind, thw, row_wanted, not is_clip(state)), held
     if {"pos_embed_spatial", "pos_embed_temporal"} <= held:
-        return _fit_separate(state, config.abs_pos, thw, row_wanted), held
+        return _fit_separate(state, kind, thw, row_wanted), held
     return {}, set()
 
 
 def _fit_joint(
-    state: Mapping[str, Tensor], kind: str, thw: Sequence[int], row_wanted: bool, still: bool
+    state: Mapping[str, Tensor], kind: AbsPos, thw: Sequence[int], row_wanted: bool, still: bool
 ) -> dict[str, Fitted]:
     table = state["pos_embed"]
     if table.ndim != 3 or table.shape[0] != 1:
@@ -210,7 +262,7 @@ def _fit_joint(
 
 
 def _fit_separate(
-    state: Mapping[str, Tensor], kind: str, thw: Sequence[int], row_wanted: bool
+    state: Mapping[str, Tensor], kind: AbsPos, thw: Sequence[int], row_wanted: bool
 ) -> dict[str, Fitted]:
     space, time = state["pos_embed_spatial"], state["pos_embed_temporal"]
     row = state.get("pos_embed_class")
