@@ -126,10 +126,7 @@ def _show(value: Tensor | None) -> str:
 
 
 def _difference(a: Tensor, b: Tensor) -> str:
-    still = [
-        value.squeeze(2) if value.ndim == 5 and value.shape[2] == 1 else value for value in (a, b)
-    ]
-    a, b = still
+    a, b = (x.squeeze(2) if x.ndim == 5 and x.shape[2] == 1 else x for x in (a, b))
     if a.shape != b.shape:
         return "shape"
     if a.dtype != b.dtype:

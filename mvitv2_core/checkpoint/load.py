@@ -11,10 +11,12 @@ from torch import Tensor
 
 from ..config import MViTConfig
 from ..model import MViT, MViTClassifier
+from .download import official_path
 from .fit import fit_state_dict, is_clip
 from .layout import Layout, read_layout
 from .names import Named, to_project
 from .reading import check_tensors, plain_state, read_checkpoint
+from .registry import OFFICIAL
 from .report import CheckpointError, Entry, LoadReport, listing, matches
 
 HEAD = ("head",)
@@ -35,7 +37,8 @@ def load_checkpoint(
 
     Args:
         model: this project's trunk, classifier, detectron2 backbone or PySlowFast model.
-        path_or_state: a ``.pyth``, ``.pth``, ``.pt``, ``.pkl`` or ``.safetensors`` file, or
+        path_or_state: a ``.pyth``, ``.pth``, ``.pt``, ``.pkl`` or ``.safetensors`` file, one of
+            the official weights by name (MODEL_ZOO.md), which is downloaded on first use, or
             tensors by name.
         allow_new: names of the model's tensors, or of modules that hold them, that may keep their
             present values where the file has nothing that fits: ``("head",)`` for a new number of
@@ -59,7 +62,9 @@ def load_checkpoint(
         state = plain_state(file, path_or_state)
         check_tensors(file, state)
     else:
-        checkpoint = read_checkpoint(path_or_state)
+        path = os.fspath(path_or_state)
+        known = path in OFFICIAL and not os.path.exists(path)
+        checkpoint = read_checkpoint(official_path(path) if known else path)
         file, state = checkpoint.file, checkpoint.state
     held = model.state_dict()
     if any(value.device.type == "meta" for value in held.values()):
@@ -100,9 +105,9 @@ def _judge(
     unused = []
     for entry in report.entries:
         names = {entry.name, entry.source or entry.name}
-        if entry.status == "unused" and entry.name not in replaced:
-            if not any(matches(name, allow_unused) for name in names):
-                unused.append(entry.name)
+        allowed = entry.name in replaced or any(matches(name, allow_unused) for name in names)
+        if entry.status == "unused" and not allowed:
+            unused.append(entry.name)
     if not new and not unused:
         return
     causes = []

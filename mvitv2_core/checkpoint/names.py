@@ -80,14 +80,13 @@ FORMATS = {
         Format("slowfast", "PySlowFast", (2, 3), lacks=SCALES),
         Format(
             "detectron2",
-            "detectron2's MViT backbone",
+            "detectron2",
             (2,),
             lacks=(*TIME, "cls_token", "norm.{p}", "head.projection.{p}"),
-            grows_in_mlp=False,
         ),
         Format(
             "timm",
-            "timm's mvitv2_*",
+            "timm",
             (2,),
             # Blocks are numbered inside of stages there: see _to_stages.
             renamed={
@@ -99,7 +98,7 @@ FORMATS = {
         ),
         Format(
             "torchvision",
-            "torchvision's mvit_v2_s",
+            "torchvision",
             (3,),
             renamed={
                 "patch_embed.proj.{p}": "conv_proj.{p}",

@@ -68,7 +68,11 @@ def _read(file: str) -> tuple[str, Any]:
     path = Path(file)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise CheckpointError(f"{file}: the name must end in one of {', '.join(SUFFIXES)}")
+        what = "is a directory" if path.is_dir() else "no checkpoint by its name"
+        raise CheckpointError(
+            f"{file}: {what}: a file must end in {', '.join(SUFFIXES)}, or be one of the "
+            f"official names in MODEL_ZOO.md"
+        )
     try:
         if path.is_dir():
             raise CheckpointError(f"{file}: is a directory, not a checkpoint file")

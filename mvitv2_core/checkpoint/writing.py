@@ -40,6 +40,7 @@ def write_checkpoint(
         CheckpointError: the file exists, cannot be written, or its ending does not suit.
     """
     file = os.fspath(path)
+    check_target(file, format, force)
     suffix = Path(file).suffix.lower()
     state = {name: _alone(value) for name, value in state.items()}
     if suffix in (".pyth", ".pth", ".pt"):
@@ -59,30 +60,30 @@ def write_checkpoint(
         def write(target: str) -> None:
             save_file(state, target, metadata={"format": "pt"})
 
-    elif suffix == ".pkl" and format == "detectron2":
+    else:
         arrays = {name: value.numpy() for name, value in state.items()}
 
         def write(target: str) -> None:
             with open(target, "wb") as stream:
                 pickle.dump(_content(arrays, format), stream, protocol=4)
 
-    else:
-        raise CheckpointError(
-            f"{file}: the name must end in .pyth, .pth, .pt or .safetensors, or .pkl for detectron2"
-        )
-    write_file(file, write, force)
+    _write_whole(file, write)
 
 
-def write_file(file: str, write: Callable[[str], None], force: bool = False) -> None:
-    """Let ``write`` fill a temporary file beside ``file``, then rename it.
-
-    Raises:
-        CheckpointError: ``file`` exists and ``force`` is not set, or cannot be written.
-    """
+def check_target(path: str | os.PathLike[str], format: str, force: bool = False) -> None:
+    """Raise CheckpointError where ``write_checkpoint`` could not write."""
+    file = os.fspath(path)
+    allowed = (".pyth", ".pth", ".pt", ".safetensors") + (".pkl",) * (format == "detectron2")
+    if Path(file).suffix.lower() not in allowed:
+        raise CheckpointError(f"{file}: for {format} the name must end in {', '.join(allowed)}")
     if os.path.isdir(file):
         raise CheckpointError(f"{file}: is a directory")
     if os.path.lexists(file) and not force:
         raise CheckpointError(f"{file}: exists already; use --force (force=True) to replace it")
+
+
+def _write_whole(file: str, write: Callable[[str], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``file``, then rename it."""
     temporary = ""
     try:
         handle, temporary = tempfile.mkstemp(
