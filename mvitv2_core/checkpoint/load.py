@@ -79,6 +79,19 @@ def load_checkpoint(
     return report
 
 
+def fit_checkpoint(
+    model: MViT, state: Mapping[str, Tensor], file: str = "the given tensors"
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """A checkpoint's tensors at the names and shapes of ``model``, without loading them.
+
+    For adapters whose trainers load by themselves: nothing is judged.
+
+    Raises:
+        CheckpointError: names of no known format.
+    """
+    return _fit(file, to_project(file, state), model.state_dict(), model.config)
+
+
 def _fit(
     file: str, named: Named, held: Mapping[str, Tensor], config: MViTConfig
 ) -> tuple[dict[str, Tensor], LoadReport]:

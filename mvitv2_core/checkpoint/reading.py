@@ -64,7 +64,23 @@ def read_checkpoint(path: str | os.PathLike[str], check: bool = True) -> Checkpo
     return Checkpoint(file, container, nest, state, beside)
 
 
-def _read(file: str) -> tuple[str, Any]:
+def read_content(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Everything that a checkpoint file holds, read as ``read_checkpoint`` reads it.
+
+    Raises:
+        CheckpointError: as there.
+    """
+    return _read(os.fspath(path))[1]
+
+
+def _read(file: str) -> tuple[str, Mapping[Any, Any]]:
+    container, content = _read_any(file)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{file}: holds a {type(content).__name__}, not tensors by name")
+    return container, content
+
+
+def _read_any(file: str) -> tuple[str, Any]:
     path = Path(file)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -130,9 +146,9 @@ def _read_safetensors(file: str) -> dict[str, Tensor]:
         return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
 
 
-def _unwrap(file: str, content: Any) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{file}: holds a {type(content).__name__}, not tensors by name")
+def _unwrap(
+    file: str, content: Mapping[Any, Any]
+) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
     nests = [nest for nest in NESTS if isinstance(content.get(nest), Mapping)]
     if len(nests) > 1:
         raise CheckpointError(f"{file}: holds weights under each of {', '.join(nests)}")
