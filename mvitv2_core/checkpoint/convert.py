@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..config import AbsPos, MViTConfig
 from ..model import MViTClassifier
-from .fit import KERNEL, centre_frame, fit_state_dict, held_grid
+from .fit import PART, centre_frame, fit_state_dict
 from .layout import Layout, read_layout
 from .names import FORMATS, from_project, to_project
+from .positions import ABS_POS, KERNEL, held_grid
 from .report import CheckpointError, Entry, LoadReport, listing
 
 
@@ -57,6 +58,9 @@ def convert_state_dict(
         current, entries = _resize(file, current, input_size)
     if 3 not in FORMATS[to].ranks or read_layout(current).rank == 2:
         current, steps = centre_frame(current)
+        lost = [e for e in steps if e.name in ABS_POS and e.status == "unused" and e.note != PART]
+        if lost:
+            raise CheckpointError(f"{file}: {lost[0].name} cannot be converted: {lost[0].note}")
         entries = _chain(entries, steps)
         if to == "slowfast":
             # PySlowFast's image models pool with a time axis of one frame.
@@ -134,7 +138,7 @@ def _resize(
         shapes = {n: tuple(v.shape) for n, v in MViTClassifier(config).state_dict().items()}
     # Only position tables follow the size; everything else keeps the file's shape.
     wanted = {
-        name: shapes[name] if "_pos" in name and name in shapes else tuple(value.shape)
+        name: shapes[name] if "pos_" in name and name in shapes else tuple(value.shape)
         for name, value in state.items()
     }
     fitted, entries = fit_state_dict(state, wanted, config)

@@ -12,9 +12,10 @@ from torch import Tensor
 from ..config import MViTConfig
 from ..model import MViT, MViTClassifier
 from .download import official_path
-from .fit import fit_state_dict, is_clip
+from .fit import fit_state_dict
 from .layout import Layout, read_layout
 from .names import Named, to_project
+from .positions import is_clip
 from .reading import check_tensors, plain_state, read_checkpoint
 from .registry import OFFICIAL
 from .report import CheckpointError, Entry, LoadReport, listing, matches
