@@ -222,3 +222,10 @@ def test_numpy_scalars_beside_the_weights_are_read(
     load_checkpoint(model, path)
     assert all(torch.equal(v, state[n]) for n, v in model.state_dict().items())
     assert set(torch.serialization.get_safe_globals()) == held
+
+
+def test_the_traps_would_work(tmp_path: Path) -> None:
+    """Read plainly, such a file runs its command: the canary tells."""
+    canary = tmp_path / "canary"
+    pickle.loads(raw_pickles(canary)["GLOBAL and REDUCE"])
+    assert canary.exists()
