@@ -46,6 +46,7 @@ class Official:
 
 
 def _image(size: str, data: str, published: str, **options: object) -> tuple[str, Official]:
+    recipe = "facebookresearch/mvit configs"
     names = {"T": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge"}
     official = Official(
         url=f"{_IMAGE}MViTv2_{size}_{data}.pyth",
@@ -54,7 +55,7 @@ def _image(size: str, data: str, published: str, **options: object) -> tuple[str
         task={"in1k": "ImageNet-1K at 224", "in21k": "ImageNet-21K at 224"}[data],
         published=published,
         config=partial(MViTConfig.variant, size, **options),  # type: ignore[arg-type]
-        recipe=f"facebookresearch/mvit configs/MViTv2_{size}.yaml",
+        recipe=f"{recipe}/test/MVITv2_{size}_test.yaml" if data == "in1k" else "none published",
     )
     return f"mvitv2_{names[size]}_{data}", official
 

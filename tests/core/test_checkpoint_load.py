@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -228,12 +229,13 @@ def test_half_and_double_models() -> None:
 
 
 MEASURE = """
-import resource, sys, time
+import re, sys, time
 import torch
 from mvitv2_core import MViTClassifier, MViTConfig, load_checkpoint
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage's: a child begins with its parent's there.
+    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 
 before = peak()
 with torch.device("meta"):
@@ -246,6 +248,7 @@ print(before, peak(), time.perf_counter() - start, report.counts()["loaded"])
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="run on Linux, for /proc")
 @pytest.mark.parametrize("legacy", [False, True])
 def test_large_model_loads_in_little_memory(tmp_path: Path, legacy: bool) -> None:
     """L with its own memory and the file's: below 2.2 times the file, over Python and torch."""
@@ -255,11 +258,15 @@ def test_large_model_loads_in_little_memory(tmp_path: Path, legacy: bool) -> Non
     torch.save({"model_state": state}, path, _use_new_zipfile_serialization=not legacy)
     del state
     result = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEASURE, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     before, peak, seconds, loaded = map(float, result.stdout.split())
     size = path.stat().st_size
     print(f"{size / 1e6:.0f} MB: {(peak - before) / size:.2f} times the file, {seconds:.1f} s")
     assert loaded == len(shapes)
-    assert peak - before < 2.2 * size
+    assert 1.5 * size < peak - before < 2.2 * size  # less would mean that nothing was measured
     assert seconds < 60
