@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mvitv2_core.config import AbsPos, BlockSpec, MViTConfig, check_sizes
+from mvitv2_core.config import AbsPos, BlockSpec, MViTConfig, check_positive, check_sizes
 
 # The one value of each key that this model has; upstream's other values belong to other models.
 FIXED: dict[str, object] = {
@@ -38,17 +38,21 @@ HEAD_ACTS = ("softmax", "sigmoid", "none")
 
 
 @dataclass(frozen=True)
-class HeadSpec:
-    """What the adapter's head needs beyond core's config.
+class AdapterSpec:
+    """What the adapter needs beyond core's config.
 
     Args:
         act: "softmax", "sigmoid" or "none", applied in evaluation.
         roi: keyword arguments of PySlowFast's ``ResNetRoIHead`` where ``DETECTION.ENABLE`` is
             on; None for a classifier.
+        act_checkpoint: recompute blocks in the backward pass.
+        zero_decay: no weight decay on positions and class token.
     """
 
     act: str
     roi: dict[str, Any] | None
+    act_checkpoint: bool
+    zero_decay: bool
 
 
 def read_config(cfg: Any) -> MViTConfig:
@@ -101,8 +105,8 @@ def read_config(cfg: Any) -> MViTConfig:
     )
 
 
-def read_head(cfg: Any, dim: int) -> HeadSpec:
-    """The head of a PySlowFast config.
+def read_adapter(cfg: Any, dim: int) -> AdapterSpec:
+    """The head of a PySlowFast config, and how to train it.
 
     Args:
         cfg: as for ``read_config``.
@@ -128,7 +132,7 @@ def read_head(cfg: Any, dim: int) -> HeadSpec:
     allowed = HEAD_ACTS if roi is None else HEAD_ACTS[:2]
     if act not in allowed:
         raise ValueError(f"MODEL.HEAD_ACT must be one of {', '.join(allowed)}, got {act!r}")
-    return HeadSpec(act, roi)
+    return AdapterSpec(act, roi, cfg.MODEL.ACT_CHECKPOINT, cfg.MVIT.ZERO_DECAY_POS_CLS)
 
 
 def round_width(width: int, multiplier: float, divisor: int = 1) -> int:
@@ -152,6 +156,8 @@ def _check_keys(cfg: Any) -> None:
                 raise ValueError(f"MVIT.REV.ENABLE must be False, got {value.ENABLE!r}")
         elif key not in HONOURED:
             raise ValueError(f"MVIT.{key} is a key that MViTv2 does not know (value {value!r})")
+    for key in ("DEPTH", "EMBED_DIM", "NUM_HEADS"):
+        check_positive(f"MVIT.{key}", cfg.MVIT[key])
     refused = (
         ("MASK", "ENABLE", False),  # pre-training needs MaskMViT; fine-tuning does not set it
         ("MODEL", "DETACH_FINAL_FC", False),

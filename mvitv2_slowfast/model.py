@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mvitv2_core import MViTClassifier
 
-from .config import read_config, read_head
+from .config import read_adapter, read_config
 from .image_init import load_image_weights
 
 
@@ -31,14 +31,13 @@ class MViTv2(MViTClassifier):
 
     def __init__(self, cfg: Any) -> None:
         config = read_config(cfg)
-        self.head_spec = read_head(cfg, config.blocks[-1].dim_out)
-        self.zero_decay = bool(cfg.MVIT.ZERO_DECAY_POS_CLS)
-        super().__init__(config, act_checkpoint=bool(cfg.MODEL.ACT_CHECKPOINT))
+        self.spec = read_adapter(cfg, config.blocks[-1].dim_out)
+        super().__init__(config, act_checkpoint=self.spec.act_checkpoint)
         load_image_weights(self, cfg)
 
     def build_head(self) -> nn.Module:
         """PySlowFast's RoI head with ``DETECTION.ENABLE``, else core's."""
-        if self.head_spec.roi is None:
+        if self.spec.roi is None:
             return super().build_head()
         try:
             from slowfast.models.head_helper import ResNetRoIHead
@@ -47,7 +46,7 @@ class MViTv2(MViTClassifier):
                 "DETECTION.ENABLE needs PySlowFast's RoI head: set PYSLOWFAST_ROOT to a checkout "
                 f"({error})"
             ) from error
-        return ResNetRoIHead(**self.head_spec.roi)
+        return ResNetRoIHead(**self.spec.roi)
 
     def forward(  # type: ignore[override]
         self, x: Tensor | Sequence[Tensor], bboxes: Tensor | None = None
@@ -68,7 +67,7 @@ class MViTv2(MViTClassifier):
                 raise ValueError(f"x must be one clip or a list of one clip, got {len(x)} clips")
             x = x[0]
         tokens, thw = self.tokens(x)
-        if self.head_spec.roi is not None:
+        if self.spec.roi is not None:
             tokens = self.norm(tokens)[:, int(self.config.cls_token) :]
             # (B, N, C) -> (B, C, T, H, W) -> (B, C, 1, H, W)
             grid = tokens.transpose(1, 2).unflatten(2, thw).mean(dim=2, keepdim=True)
@@ -78,9 +77,9 @@ class MViTv2(MViTClassifier):
 
     def _act(self, x: Tensor) -> Tensor:
         """(B, num_classes) logits -> what PySlowFast's meters average over views."""
-        if self.head_spec.act == "softmax":
+        if self.spec.act == "softmax":
             return x.softmax(dim=1)
-        return x.sigmoid() if self.head_spec.act == "sigmoid" else x
+        return x.sigmoid() if self.spec.act == "sigmoid" else x
 
     @torch.jit.ignore
     def no_weight_decay(self) -> list[str]:
@@ -89,7 +88,7 @@ class MViTv2(MViTClassifier):
         PySlowFast's optimizer matches them as substrings of parameter names; the list is
         upstream's, with ``rel_pos_hw`` (a table that no model has) left as it stands there.
         """
-        if not self.zero_decay:
+        if not self.spec.zero_decay:
             return []
         names = {
             "none": [],

@@ -76,7 +76,9 @@ def write_config(folder: Path, *changes: dict, data: Path | None = None) -> Path
         config["DATA"] |= {"PATH_TO_DATA_DIR": str(data), "PATH_PREFIX": str(data)}
     for change in changes:
         for node, values in change.items():
-            config[node] = {**config.get(node, {}), **values} if isinstance(values, dict) else values
+            config[node] = (
+                {**config.get(node, {}), **values} if isinstance(values, dict) else values
+            )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
