@@ -42,9 +42,11 @@ def apply_cures(root: Path) -> None:
     cure_top5()
 
 
-def _log(line: str) -> None:
-    applied.append(line)
-    logger.info(line)
+def log_cure(line: str | None) -> None:
+    """Remember and log what a cure did; None for nothing."""
+    if line is not None:
+        applied.append(line)
+        logger.info(line)
 
 
 def _add_module(name: str, **contents: object) -> ModuleType:
@@ -66,7 +68,7 @@ def cure_distributed_names() -> None:
     for name in missing:
         setattr(distributed, name, _DISTRIBUTED[name])
     if missing:
-        _log(f"pytorchvideo.layers.distributed: added {', '.join(missing)}")
+        log_cure(f"pytorchvideo.layers.distributed: added {', '.join(missing)}")
 
 
 class _LocalGroup:
@@ -136,7 +138,7 @@ def cure_soft_target_loss() -> None:
         "pytorchvideo.losses.soft_target_cross_entropy",
         SoftTargetCrossEntropyLoss=SoftTargetCrossEntropyLoss,
     )
-    _log("pytorchvideo.losses: added SoftTargetCrossEntropyLoss")
+    log_cure("pytorchvideo.losses: added SoftTargetCrossEntropyLoss")
 
 
 class SoftTargetCrossEntropyLoss(nn.Module):
@@ -205,7 +207,7 @@ def cure_detectron2() -> None:
     _add_module("detectron2.engine", DefaultPredictor=Missing)
     _add_module("detectron2.utils", __path__=[])
     _add_module("detectron2.utils.visualizer", Visualizer=Missing)
-    _log("detectron2 is not installed: ROIAlign from torchvision stands in; demos will not run")
+    log_cure("detectron2 is not installed: ROIAlign from torchvision stands in; demos will not run")
 
 
 def cure_functional_tensor() -> None:
@@ -217,7 +219,7 @@ def cure_functional_tensor() -> None:
     module = importlib.import_module(new)
     sys.modules[old] = module
     sys.modules[package].functional_tensor = module  # type: ignore[attr-defined]
-    _log(f"{old}: now an alias of {new}")
+    log_cure(f"{old}: now an alias of {new}")
 
 
 def cure_vision_package(root: Path) -> None:
@@ -231,7 +233,7 @@ def cure_vision_package(root: Path) -> None:
     if "vision.fair" not in sys.modules:
         importlib.import_module("vision.fair")
     _add_module(name, __path__=[str(root)])
-    _log(f"{name}: now stands for PYSLOWFAST_ROOT")
+    log_cure(f"{name}: now stands for PYSLOWFAST_ROOT")
 
 
 def _importable(name: str) -> bool:
@@ -253,7 +255,7 @@ def cure_video_reader() -> None:
     for name in missing:
         setattr(torchvision.io, name, readers[name])
     if missing:
-        _log(f"torchvision.io: added {', '.join(missing)} over PyAV")
+        log_cure(f"torchvision.io: added {', '.join(missing)} over PyAV")
 
 
 def cure_cuda_calls() -> None:
@@ -266,7 +268,7 @@ def cure_cuda_calls() -> None:
 
     nothing.mvitv2_no_op = True  # type: ignore[attr-defined]
     torch.cuda.synchronize = torch.cuda.set_device = nothing
-    _log("torch.cuda: synchronize and set_device do nothing, since CUDA is not available")
+    log_cure("torch.cuda: synchronize and set_device do nothing, since CUDA is not available")
 
 
 def cure_top5() -> None:
@@ -282,4 +284,4 @@ def cure_top5() -> None:
             return original(preds, labels, [min(k, preds.shape[1]) for k in ks])
 
         metrics.topks_correct = topks_correct
-        _log("slowfast.utils.metrics: top-5 of fewer than five classes counts all of them")
+        log_cure("slowfast.utils.metrics: top-5 of fewer than five classes counts all of them")

@@ -85,14 +85,20 @@ def write_config(folder: Path, *changes: dict, data: Path | None = None) -> Path
     return path
 
 
-def python(*arguments: str, root: str = ROOT, timeout: float = 300) -> subprocess.CompletedProcess:
-    """``python`` with this repository importable and PySlowFast at ``root`` ("" for none)."""
+def python(
+    *arguments: str, cwd: Path, root: str = ROOT, timeout: float = 300
+) -> subprocess.CompletedProcess:
+    """``python`` with this repository importable and PySlowFast at ``root`` ("" for none).
+
+    It runs in ``cwd``, a folder for what PySlowFast leaves where it is started (AVA's CSV files).
+    """
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     environment.pop("PYSLOWFAST_ROOT", None)
     if root:
         environment["PYSLOWFAST_ROOT"] = root
     return subprocess.run(
         [sys.executable, *arguments],
+        cwd=cwd,
         env=environment,
         capture_output=True,
         text=True,
@@ -100,12 +106,11 @@ def python(*arguments: str, root: str = ROOT, timeout: float = 300) -> subproces
     )
 
 
-def run_net(config: Path, *options: str, root: str = ROOT, timeout: float = 300) -> str:
+def run_net(config: Path, *options: str, cwd: Path | None = None) -> str:
     """Run the launcher on ``config`` with ``--opts``; returns its output, which must succeed."""
     opts = ["--opts", *options] if options else []
-    result = python(
-        "-m", "mvitv2_slowfast.run_net", "--cfg", str(config), *opts, root=root, timeout=timeout
-    )
+    launcher = ("-m", "mvitv2_slowfast.run_net", "--cfg", str(config))
+    result = python(*launcher, *opts, cwd=cwd or config.parent)
     output = result.stdout + result.stderr
     assert result.returncode == 0, output[-4000:]
     return output
@@ -114,7 +119,7 @@ def run_net(config: Path, *options: str, root: str = ROOT, timeout: float = 300)
 def stats(output: str, kind: str) -> list[dict]:
     """PySlowFast's ``json_stats`` of one kind, such as "train_epoch", in order.
 
-    Its final test statistics are of kind "test_final", under the key ``split``.
+    Its final test statistics stand under ``split`` ("test_final"), AVA's under ``mode``.
     """
     found = [json.loads(line) for line in re.findall(r"json_stats: (\{.*\})", output)]
-    return [entry for entry in found if kind in (entry.get("_type"), entry.get("split"))]
+    return [e for e in found if kind in (e.get("_type"), e.get("split"), e.get("mode"))]
