@@ -14,6 +14,7 @@ from mvitv2_core import MViTConfig
 from mvitv2_slowfast import MViTv2
 from mvitv2_slowfast.config import FIXED, HONOURED, read_adapter, read_config, round_width
 from tests import golden_data
+from tests.compare import error
 from tests.slowfast.launch import needs_pyslowfast
 from tests.slowfast_cfg import DEFAULTS, make_cfg
 
@@ -224,6 +225,20 @@ def test_activation_checkpointing_changes_nothing() -> None:
         model([clip]).square().sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_forward_and_backward(dtype: torch.dtype) -> None:
+    off = {"MVIT.DROPPATH_RATE": 0.0, "MODEL.DROPOUT_RATE": 0.0}
+    model = MViTv2(make_cfg({**BASE, **off})).train()
+    clip = torch.randn(2, 3, 4, 64, 64, generator=torch.Generator().manual_seed(1))
+    exact = model([clip])
+    with torch.autocast("cpu", dtype):
+        out = model([clip])
+    assert out.dtype == dtype
+    assert error(out.float(), exact) < 0.1
+    out.float().square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 def test_files_say_who_reads_the_config() -> None:

@@ -106,19 +106,6 @@ def test_optimizer_groups(decay: float, zero: bool) -> None:
     assert decays == {0.0, cfg.SOLVER.WEIGHT_DECAY}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_forward_and_backward(dtype: torch.dtype) -> None:
-    model = MViTv2(make_cfg({**BASE, **STILL})).train()
-    clip = torch.randn(2, 3, 4, 64, 64, generator=torch.Generator().manual_seed(1))
-    exact = model([clip])
-    with torch.autocast("cpu", dtype):
-        out = model([clip])
-    assert out.dtype == dtype
-    assert error(out.float(), exact) < 0.1
-    out.float().square().sum().backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
-
-
 def test_registered_and_built_by_name() -> None:
     from slowfast.config.defaults import get_cfg
     from slowfast.models import build_model
