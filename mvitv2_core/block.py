@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .attention import MultiScaleAttention, NormLayer
 from .config import BlockSpec, MViTConfig
+from .mlp import Mlp
 
 
 class DropPath(nn.Module):
@@ -33,28 +34,6 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
-
-
-class Mlp(nn.Module):
-    """Two linears with an activation between, and dropout after each."""
-
-    def __init__(
-        self,
-        dim: int,
-        hidden: int,
-        dim_out: int,
-        act_layer: Callable[[], nn.Module],
-        dropout: float,
-    ) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.act = act_layer()
-        self.fc2 = nn.Linear(hidden, dim_out)
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., dim_out)."""
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
 class MultiScaleBlock(nn.Module):

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import HeadPool, MultiScaleAttention, NormLayer
+from .attention import MultiScaleAttention, NormLayer
 from .block import MultiScaleBlock
 from .config import MViTConfig
+from .pool import HeadPool
 
 Stage = tuple[Tensor, tuple[int, ...]]
 LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
