@@ -5,8 +5,8 @@ Image: https://dl.fbaipublicfiles.com/mvit/mvitv2_models/MViTv2_L_in1k.pyth
 Detector: none published.
 """
 
-from .common.mask_rcnn import size
 from .cascade_mask_rcnn_mvitv2_t_3x import dataloader, lr_multiplier, model, optimizer, train
+from .common.mask_rcnn import size
 
 model.backbone.bottom_up.update(**size("L"), drop_path_rate=0.5, dim_mul_in_att=False)
 train.init_checkpoint = "detectron2://ImageNetPretrained/mvitv2/MViTv2_L_in1k.pyth"

@@ -1,4 +1,4 @@
-"""COCO 2017 as ViTDet reads it: large-scale jitter without padding, tests at a longest edge of 1024.
+"""COCO 2017 as ViTDet reads it: jitter without padding, tests at a longest edge of 1024.
 
 The model itself pads to squares (``square_pad``).
 """

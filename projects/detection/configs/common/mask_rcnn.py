@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from torch import nn
-
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
+from torch import nn
+
 from mvitv2_core import VARIANTS
 from mvitv2_d2 import MViT
 

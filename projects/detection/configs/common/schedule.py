@@ -4,11 +4,10 @@ Weight decay 0.1, none on norms and positions; lr falls tenfold at each mileston
 linear warm-up.
 """
 
-from fvcore.common.param_scheduler import MultiStepParamScheduler
-
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
+from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 
 def steps(max_iter, milestones):

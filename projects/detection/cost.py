@@ -1,24 +1,28 @@
-"""Multiply-adds of a detector, counted by hand from the block specs and from shapes alone.
+"""What a detector costs: multiply-adds and training memory, from shapes alone.
 
-Needs no weights and no data: the backbone is counted from its ``BlockSpec`` rows, everything
-after it by running it on the meta device. Counted as fvcore counts: convolutions, linears and
-matrix products one per multiply-add, LayerNorms five per element, nothing else.
+Needs no weights and no data. The backbone's multiply-adds are counted by hand from its
+``BlockSpec`` rows, everything after it by running it on the meta device. Counted as fvcore
+counts: one per multiply-add of convolutions, linears and matrix products, five per element of
+the backbone's LayerNorms, nothing else.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mvitv2_core.config import BlockSpec, MViTConfig
 
+Measure = Callable[..., tuple[int, Any]]
 PROPOSALS, DETECTIONS = 1000, 100  # boxes per image that the box and the mask head see
 
 
@@ -93,10 +97,10 @@ def padded(model: nn.Module, hw: Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def detector_flops(
-    model: Any, hw: Sequence[int], proposals: int = PROPOSALS, detections: int = DETECTIONS
+def walk(
+    model: Any, hw: Sequence[int], proposals: int, detections: int, measure: Measure
 ) -> dict[str, int]:
-    """Multiply-adds of one image through a detector, by part.
+    """Run the parts of a detector one after another on the meta device.
 
     Args:
         model: GeneralizedRCNN, PanopticFPN or RetinaNet on the meta device, its backbone an FPN
@@ -104,45 +108,95 @@ def detector_flops(
         hw: size of the image before padding.
         proposals: boxes that each box head sees.
         detections: boxes that the mask and keypoint heads see.
+        measure: called with a function and its arguments; returns a figure and the result.
+
+    Returns:
+        Figures by part.
     """
-    model.eval()
     image = torch.empty(1, 3, *padded(model, hw), device="meta")
     fpn = model.backbone
-    parts = {"backbone": backbone_flops(fpn.bottom_up, image.shape[2:]).total()}
-    both, features = _count(fpn, image)
-    parts["fpn"] = both - _count(fpn.bottom_up, image)[0]
+    parts = {}
+    parts["backbone"], _ = measure(fpn.bottom_up, image)
+    both, features = measure(fpn, image)
+    parts["fpn"] = both - parts["backbone"]
     if hasattr(model, "head"):
         maps = [features[name] for name in model.head_in_features]
-        parts["dense head"], _ = _count(model.head, maps)
+        parts["dense head"], _ = measure(model.head, maps)
     if hasattr(model, "proposal_generator"):
         rpn = model.proposal_generator
-        parts["rpn"], _ = _count(rpn.rpn_head, [features[name] for name in rpn.in_features])
+        parts["rpn"], _ = measure(rpn.rpn_head, [features[name] for name in rpn.in_features])
     if hasattr(model, "sem_seg_head"):
-        parts["semantic head"], _ = _count(model.sem_seg_head.layers, features)
+        parts["semantic head"], _ = measure(model.sem_seg_head.layers, features)
     heads = getattr(model, "roi_heads", None)
     if heads is not None:
         boxes = _boxes(features["p2"], heads.box_pooler, proposals)
-        cascade = isinstance(heads, CascadeROIHeads)
-        stages = (
-            zip(heads.box_head, heads.box_predictor, strict=True)
-            if cascade
-            else [(heads.box_head, heads.box_predictor)]
-        )
-        parts["box heads"] = sum(_count(nn.Sequential(*stage), boxes)[0] for stage in stages)
+        stages = [(heads.box_head, heads.box_predictor)]
+        if isinstance(heads, CascadeROIHeads):
+            stages = list(zip(heads.box_head, heads.box_predictor, strict=True))
+        parts["box heads"] = sum(measure(nn.Sequential(*stage), boxes)[0] for stage in stages)
         for name in ("mask", "keypoint"):
             if getattr(heads, f"{name}_on"):
                 boxes = _boxes(features["p2"], getattr(heads, f"{name}_pooler"), detections)
-                layers = getattr(heads, f"{name}_head").layers
-                parts[f"{name} head"], _ = _count(layers, boxes)
+                parts[f"{name} head"], _ = measure(getattr(heads, f"{name}_head").layers, boxes)
     return parts
+
+
+def detector_flops(
+    model: Any, hw: Sequence[int], proposals: int = PROPOSALS, detections: int = DETECTIONS
+) -> dict[str, int]:
+    """Multiply-adds of one image through a detector in inference, by part; see ``walk``."""
+
+    def count(function: Any, *args: Any) -> tuple[int, Any]:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            result = function(*args)
+        return counter.get_total_flops() // 2, result
+
+    model.eval()
+    parts = walk(model, hw, proposals, detections, count)
+    # The counter saw the fused path's own products; the definition's are what others publish.
+    by_hand = backbone_flops(model.backbone.bottom_up, padded(model, hw)).total()
+    return {**parts, "backbone": by_hand}
+
+
+def training_bytes(model: Any, hw: Sequence[int]) -> dict[str, int]:
+    """Bytes that autograd keeps for one image in float32 training, by part; see ``walk``.
+
+    Fused attention is taken as on every device that has it. Not counted: weights, gradients,
+    optimizer state, losses, and buffers that live within one operation. The box heads see as
+    many boxes as are sampled, the mask head the share of them that may be positive.
+    """
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+
+    def keep(function: Any, *args: Any) -> tuple[int, Any]:
+        held: dict[int, Any] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in parameters:
+                held[storage._cdata] = storage  # holding it keeps its key from being used again
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _Fused():
+            result = function(*args)
+        return sum(storage.nbytes() for storage in held.values()), result
+
+    model.train()
+    heads = getattr(model, "roi_heads", None)
+    boxes = heads.batch_size_per_image if heads is not None else 0
+    positive = int(boxes * heads.positive_fraction) if heads is not None else 0
+    return walk(model, hw, boxes, positive, keep)
+
+
+class _Fused(TorchFunctionMode):
+    """Sends attention to a fused kernel; the meta device would write out its matrix."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+            return fused(*args, **kwargs)[0]
+        return func(*args, **kwargs)
 
 
 def _boxes(feature: Tensor, pooler: Any, count: int) -> Tensor:
     return torch.empty(count, feature.shape[1], *pooler.output_size, device="meta")
-
-
-def _count(function: Any, *args: Any) -> tuple[int, Any]:
-    """Multiply-adds of the convolutions and products of a call, and what it returns."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        result = function(*args)
-    return counter.get_total_flops() // 2, result
