@@ -33,6 +33,12 @@ def pooled(hw: Sequence[int], stride: Sequence[int], kernel: Sequence[int]) -> t
     )
 
 
+def patch_grid(config: MViTConfig, hw: Sequence[int]) -> tuple[int, ...]:
+    """Token grid of an (H, W) image."""
+    sizes = zip(hw, config.patch_kernel, config.patch_stride, config.patch_padding, strict=True)
+    return tuple((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)
+
+
 def block_flops(spec: BlockSpec, config: MViTConfig, hw: Sequence[int]) -> dict[str, int]:
     """Multiply-adds of one block on the live (H, W) grid of its input, by term, per image."""
     if spec.kernel_q is None or spec.kernel_kv is None:
@@ -65,12 +71,7 @@ def block_flops(spec: BlockSpec, config: MViTConfig, hw: Sequence[int]) -> dict[
 def backbone_flops(model: Any, hw: Sequence[int]) -> Counter[str]:
     """Multiply-adds of an ``mvitv2_d2.MViT`` on one (H, W) image, by term."""
     config: MViTConfig = model.config
-    grid = tuple(
-        (n + 2 * p - k) // s + 1
-        for n, k, s, p in zip(
-            hw, config.patch_kernel, config.patch_stride, config.patch_padding, strict=True
-        )
-    )
+    grid = patch_grid(config, hw)
     total = Counter(
         patch_embed=prod(grid) * config.embed_dim * config.in_chans * prod(config.patch_kernel)
     )
