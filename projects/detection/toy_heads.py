@@ -1,8 +1,8 @@
 """The toy shapes with what detectron2's other heads need, and an environment hook that adds them.
 
-``toy_keypoints_{train,val}``: one class, four keypoints at the ends of each outline.
-``toy_panoptic_{train,val}``: instances, and a semantic map of background (1) and things (0);
-``toy_panoptic_val_sem`` is the same for the evaluation of the semantic map.
+``toy_keypoints_{train,val}``: one class, 17 keypoints spread over each outline from its top.
+``toy_panoptic_{train,val}``: instances, and a semantic map of background (1) and things (0).
+Instances are what is evaluated.
 
 The hook is used as that of toy_env, which it includes::
 
@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-KEYPOINTS = ("left", "top", "right", "bottom")
+# detectron2's train_net.py evaluates with COCO's own sigmas, which are 17.
+KEYPOINTS = tuple(f"point{i}" for i in range(17))
 
 
 def setup_environment() -> None:
@@ -34,41 +35,46 @@ def setup_environment() -> None:
         MetadataCatalog.get(name).set(
             thing_classes=["shape"],
             keypoint_names=list(KEYPOINTS),
-            keypoint_flip_map=[("left", "right")],
+            # Clockwise from the top becomes anticlockwise in the mirror.
+            keypoint_flip_map=[(f"point{i}", f"point{17 - i}") for i in range(1, 9)],
             evaluator_type="coco",
         )
-        for suffix, kind in (("", "coco"), ("_sem", "sem_seg")):
-            name = f"toy_panoptic_{split}{suffix}"
-            DatasetCatalog.register(name, partial(panoptic, split))
-            # Called lazily: the classes are known once the toy data is loaded.
-            MetadataCatalog.get(name).set(
-                thing_classes=["circle", "square", "triangle", "star"],
-                stuff_classes=["things", "background"],
-                ignore_label=255,
-                evaluator_type=kind,
-            )
+        name = f"toy_panoptic_{split}"
+        DatasetCatalog.register(name, partial(panoptic, split))
+        MetadataCatalog.get(name).set(
+            thing_classes=["circle", "square", "triangle", "star"],
+            stuff_classes=["things", "background"],
+            evaluator_type="coco",
+        )
 
 
 def keypoints(split: str) -> list[dict[str, Any]]:
-    """The toy shapes of ``split`` as one class, with the ends of their outlines. No crowds."""
+    """The toy shapes of ``split`` as one class, with points on their outlines. No crowds."""
     from detectron2.data import DatasetCatalog
 
     images = DatasetCatalog.get(f"toy_shapes_{split}")
     for image in images:
         shapes = [a for a in image["annotations"] if not a.get("iscrowd")]
         for shape in shapes:
-            outline = max(shape["segmentation"], key=len)
-            points = list(zip(outline[::2], outline[1::2], strict=True))
-            ends = (
-                min(points),
-                min(points, key=lambda p: p[1]),
-                max(points),
-                max(points, key=lambda p: p[1]),
-            )
-            shape.update(category_id=0, keypoints=[n for end in ends for n in (*end, 2)])
-            del shape["segmentation"]
+            points = spread_points(shape.pop("segmentation"))
+            shape.update(category_id=0, keypoints=[n for x, y in points for n in (x, y, 2)])
         image["annotations"] = shapes
     return images
+
+
+def spread_points(polygons: list[list[float]]) -> list[tuple[float, float]]:
+    """17 points at equal distances along the longest polygon, clockwise from its top."""
+    import numpy as np
+
+    corners = np.array(max(polygons, key=len)).reshape(-1, 2)
+    x, y = corners.T
+    if (x * np.roll(y, -1) - y * np.roll(x, -1)).sum() < 0:  # anticlockwise, y pointing down
+        corners = corners[::-1]
+    corners = np.roll(corners, -int(corners[:, 1].argmin()), axis=0)
+    closed = np.concatenate([corners, corners[:1]])
+    along = np.concatenate([[0], np.linalg.norm(np.diff(closed, axis=0), axis=1).cumsum()])
+    places = along[-1] * np.arange(len(KEYPOINTS)) / len(KEYPOINTS)
+    return [tuple(float(np.interp(p, along, c)) for c in closed.T) for p in places]
 
 
 def panoptic(split: str) -> list[dict[str, Any]]:
