@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def fit(backbone: nn.Module, checkpoint: nn.Module) -> Fit:
     )
 
 
+@cache
 def official_checkpoint(path: str) -> nn.Module | None:
     """The official image model that ``path`` names, on the meta device; None for other names."""
     row = CHECKPOINTS.get(path.rsplit("/", 1)[-1])

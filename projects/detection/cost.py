@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import copy
 from math import prod
 from typing import Any
 
@@ -117,9 +118,8 @@ def walk(
     image = torch.empty(1, 3, *padded(model, hw), device="meta")
     fpn = model.backbone
     parts = {}
-    parts["backbone"], _ = measure(fpn.bottom_up, image)
-    both, features = measure(fpn, image)
-    parts["fpn"] = both - parts["backbone"]
+    parts["backbone"], bottom_up = measure(fpn.bottom_up, image)
+    parts["fpn"], features = measure(_above(fpn, bottom_up), image)
     if hasattr(model, "head"):
         maps = [features[name] for name in model.head_in_features]
         parts["dense head"], _ = measure(model.head, maps)
@@ -147,16 +147,17 @@ def detector_flops(
 ) -> dict[str, int]:
     """Multiply-adds of one image through a detector in inference, by part; see ``walk``."""
 
+    @torch.no_grad()
     def count(function: Any, *args: Any) -> tuple[int, Any]:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        if function is model.backbone.bottom_up:
+            # A counter would see the fused path's products, not those of the definition.
+            return backbone_flops(function, args[0].shape[2:]).total(), function(*args)
+        with FlopCounterMode(display=False) as counter:
             result = function(*args)
         return counter.get_total_flops() // 2, result
 
     model.eval()
-    parts = walk(model, hw, proposals, detections, count)
-    # The counter saw the fused path's own products; the definition's are what others publish.
-    by_hand = backbone_flops(model.backbone.bottom_up, padded(model, hw)).total()
-    return {**parts, "backbone": by_hand}
+    return walk(model, hw, proposals, detections, count)
 
 
 def training_bytes(model: Any, hw: Sequence[int]) -> dict[str, int]:
@@ -197,6 +198,22 @@ class _Fused(TorchFunctionMode):
             fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
             return fused(*args, **kwargs)[0]
         return func(*args, **kwargs)
+
+
+def _above(fpn: nn.Module, bottom_up: dict[str, Tensor]) -> nn.Module:
+    """The FPN, sharing its layers, over feature maps that are there already."""
+    above = copy(fpn)
+    above._modules = {**fpn._modules, "bottom_up": _Given(bottom_up)}
+    return above
+
+
+class _Given(nn.Module):
+    def __init__(self, features: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, _: Tensor) -> dict[str, Tensor]:
+        return self.features
 
 
 def _boxes(feature: Tensor, pooler: Any, count: int) -> Tensor:
