@@ -5,7 +5,7 @@ overlap (annotations outline what is visible), come in several sizes, on images 
 aspect ratios; some images are empty, and one per split has a crowd. The same seed gives the same
 data.
 
-    python projects/detection/toy_coco.py            # into ./datasets/toy_shapes
+    python -m projects.detection.toy_coco            # into ./datasets/toy_shapes
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import cv2
 import numpy as np
 from numpy.random import RandomState
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from projects.detection.toy_env import toy_root
 
 CLASSES = ("circle", "square", "triangle", "star")

@@ -52,7 +52,7 @@ def _load(name: str, json_file: Path, images: Path) -> list[dict]:
 
     if not json_file.exists():
         raise FileNotFoundError(
-            f"{json_file} is missing: make the toy data with python projects/detection/toy_coco.py "
-            f"(both look in $DETECTRON2_DATASETS, default ./datasets)"
+            f"{json_file} is missing: python -m projects.detection.toy_coco makes the toy data "
+            "(both look in $DETECTRON2_DATASETS, default ./datasets)"
         )
     return load_coco_json(str(json_file), str(images), name)

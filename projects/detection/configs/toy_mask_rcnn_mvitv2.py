@@ -24,7 +24,7 @@ model.pixel_mean = [127.5, 127.5, 127.5]
 model.pixel_std = [64.0, 64.0, 64.0]
 model.backbone.bottom_up = L(MViT)(
     img_size=128,
-    embed_dim=32,
+    embed_dim=24,
     depth=5,
     num_heads=1,
     last_block_indexes=(0, 1, 3, 4),
@@ -36,31 +36,33 @@ model.backbone.bottom_up = L(MViT)(
     out_features=("scale2", "scale3", "scale4", "scale5"),
 )
 # Narrow heads: the published width of 256 is for 80 classes and 800 pixels.
-model.backbone.out_channels = 64
+model.backbone.out_channels = 48
 model.backbone.norm = "LN"
-model.proposal_generator.head.in_channels = 64
+model.proposal_generator.head.in_channels = 48
 model.proposal_generator.anchor_generator.sizes = [[12], [24], [48], [96], [160]]
 model.proposal_generator.batch_size_per_image = 64
 model.proposal_generator.pre_nms_topk = (500, 250)
 model.proposal_generator.post_nms_topk = (200, 100)
 model.roi_heads.num_classes = 4
-model.roi_heads.batch_size_per_image = 64
-model.roi_heads.box_head.input_shape.channels = 64
-model.roi_heads.box_head.fc_dims = [256, 256]
+model.roi_heads.batch_size_per_image = 48
+model.roi_heads.box_pooler.sampling_ratio = 2
+model.roi_heads.mask_pooler.sampling_ratio = 2
+model.roi_heads.box_head.input_shape.channels = 48
+model.roi_heads.box_head.fc_dims = [256]
 model.roi_heads.box_predictor.input_shape.channels = 256
-model.roi_heads.mask_head.input_shape.channels = 64
-model.roi_heads.mask_head.conv_dims = [64, 64, 64]
+model.roi_heads.mask_head.input_shape.channels = 48
+model.roi_heads.mask_head.conv_dims = [48, 48]
 
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 dataloader.train.dataset.names = "toy_shapes_train"
 dataloader.test.dataset.names = "toy_shapes_val"
 dataloader.train.mapper.augmentations = [
-    L(T.ResizeShortestEdge)(short_edge_length=(112, 128, 144), sample_style="choice", max_size=224),
+    L(T.ResizeShortestEdge)(short_edge_length=(112, 128), sample_style="choice", max_size=192),
     L(T.RandomFlip)(horizontal=True),
     L(T.RandomFlip)(horizontal=False, vertical=True),
 ]
 dataloader.test.mapper.augmentations = [
-    L(T.ResizeShortestEdge)(short_edge_length=128, max_size=224)
+    L(T.ResizeShortestEdge)(short_edge_length=128, max_size=192)
 ]
 dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = 1
