@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -94,5 +95,6 @@ class MultiScaleBlock(nn.Module):
         padding = [k // 2 for k in kernel]
         max_pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(stride) - 1]
         pooled = max_pool(grid.movedim(-1, 1), kernel, stride, padding).movedim(1, -1)
-        pooled = pooled.reshape(x.shape[0], -1, x.shape[-1])
+        cells = prod(-(-n // s) for n, s in zip(thw, self.stride_q, strict=True))
+        pooled = pooled.reshape(x.shape[0], cells, x.shape[-1])  # no -1: the batch may be empty
         return torch.cat([x[:, :1], pooled], dim=1) if self.cls_token else pooled

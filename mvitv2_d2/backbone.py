@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mvitv2_core import MViT as Trunk
 from mvitv2_core import MViTConfig
-from mvitv2_core.config import check_positive
+from mvitv2_core.config import check_positive, check_sizes
 
 from .attention import WindowAttention, WindowBlockSpec
 from .config import backbone_kwargs
@@ -94,8 +94,7 @@ class MViT(Trunk, Backbone):
         for name, value in (("pretrain_img_size", pretrain_img_size), ("embed_dim", embed_dim)):
             check_positive(name, value)
         for name, sizes in (("img_size", size), ("patch_stride", stride)):
-            if len(sizes) != 2:
-                raise ValueError(f"{name} must have two entries, got {sizes}")
+            check_sizes(name, sizes, 2)
         deepest = ends[int(features[-1].removeprefix("scale")) - 2]
         config = MViTConfig(
             blocks=_blocks(

@@ -45,7 +45,8 @@ def backbone_kwargs(cfg: Any) -> dict[str, Any]:
     """Arguments of ``MViT`` from ``cfg.MODEL.MVITV2``; ``cfg`` is not changed.
 
     Raises:
-        ValueError: an unknown ``VARIANT``, or both a variant and its parts are given.
+        ValueError: an unknown ``VARIANT``, both a variant and its parts are given, or a value that
+            ``MViT`` cannot check.
     """
     from torch import nn
 
@@ -70,6 +71,8 @@ def backbone_kwargs(cfg: Any) -> dict[str, Any]:
         depths, embed_dim, num_heads = tuple(node.DEPTHS), node.EMBED_DIM, node.NUM_HEADS
     if not all(isinstance(n, int) and n > 0 for n in depths):
         raise ValueError(f"MODEL.MVITV2.DEPTHS must be positive whole numbers, got {depths}")
+    if node.NORM_EPS <= 0:
+        raise ValueError(f"MODEL.MVITV2.NORM_EPS must be positive, got {node.NORM_EPS}")
     return {
         "img_size": node.IMG_SIZE,
         "embed_dim": embed_dim,
