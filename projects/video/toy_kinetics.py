@@ -122,9 +122,9 @@ def make_imagenet(folder: Path, per_class: dict[str, int], seed: int = 0) -> Non
 
 def _write_still(path: Path, seed: tuple[int, ...]) -> None:
     rng = np.random.default_rng(seed)
-    look = scenes.draw_look(rng, scenes.SHAPES[seed[3]], spread=0.15)
-    # Sizes as in the clips, where shapes grow and shrink.
-    scale = scenes.SCALE_RANGE ** rng.uniform(-0.5, 0.5)
+    look = scenes.draw_look(rng, scenes.SHAPES[seed[3]])
+    # Larger than in the clips: a crop of a third of the picture must still show the shape.
+    scale = rng.uniform(1.2, 2.4)
     side = HEIGHT
     files.write_jpeg(
         path, scenes.paint(scenes.draw_background(look, side, side), look, scale=scale)
