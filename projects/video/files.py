@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 from tqdm import tqdm
 
@@ -52,6 +53,7 @@ def write_video(path: Path, frames: np.ndarray) -> None:
     def encode(temporary: Path) -> None:
         # The same frames give the same bytes: no date in the file, one thread, and without
         # x264's macroblock tree, which does not repeat itself on pictures this small.
+        reformatter = VideoReformatter()  # one for all frames: a frame's own costs far more
         with av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as file:
             stream = file.add_stream("libx264", rate=FPS)
             stream.height, stream.width = frames.shape[1:3]
@@ -59,7 +61,8 @@ def write_video(path: Path, frames: np.ndarray) -> None:
             stream.options = {"crf": "18", "preset": "veryfast", "threads": "1"}
             stream.options |= {"x264-params": "no-mbtree=1:bframes=0"}
             for frame in frames:
-                file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                file.mux(stream.encode(reformatter.reformat(picture, format="yuv420p")))
             file.mux(stream.encode(None))
 
     write_atomic(path, encode)

@@ -51,7 +51,7 @@ def draw_look(rng: np.random.Generator, shape: str | None = None, *, spread: flo
         colour=_rgb(hue, rng.uniform(0.6, 1.0), rng.uniform(0.75, 1.0)),
         background=_rgb(other, rng.uniform(0.2, 0.7), rng.uniform(0.15, 0.45)),
         shade=(rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.4)),
-        radius=rng.uniform(0.11, 0.17),
+        radius=rng.uniform(0.14, 0.20),
         angle=rng.uniform(0, 2 * np.pi),
         centre=(rng.uniform(-spread, spread), rng.uniform(-spread, spread)),
     )

@@ -37,16 +37,15 @@ class Clip:
         """Index of the motion in `scenes.MOTIONS`."""
         return scenes.MOTIONS.index(self.motion)
 
-    def frame(self, index: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
-        """Frame `index` of `FRAMES`: (height, width, 3), float, 0 to 255."""
-        phase = (index - FRAMES // 2) / (FRAMES - 1)
-        x, y, scale = scenes.pose(self.motion, phase, self.heading)
-        background = scenes.draw_background(self.look, width, height)
-        return scenes.paint(background, self.look, (x, y), scale)
-
     def frames(self) -> np.ndarray:
         """All frames: (FRAMES, HEIGHT, WIDTH, 3), uint8."""
-        return np.rint([self.frame(t) for t in range(FRAMES)]).astype(np.uint8)
+        background = scenes.draw_background(self.look, WIDTH, HEIGHT)
+        frames = np.empty((FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+        for index in range(FRAMES):
+            phase = (index - FRAMES // 2) / (FRAMES - 1)
+            x, y, scale = scenes.pose(self.motion, phase, self.heading)
+            frames[index] = np.rint(scenes.paint(background, self.look, (x, y), scale))
+        return frames
 
 
 def draw_clips(split: str, per_class: int, seed: int = 0) -> list[Clip]:
@@ -124,7 +123,7 @@ def _write_still(path: Path, seed: tuple[int, ...]) -> None:
     rng = np.random.default_rng(seed)
     look = scenes.draw_look(rng, scenes.SHAPES[seed[3]])
     # Larger than in the clips: a crop of a third of the picture must still show the shape.
-    scale = rng.uniform(1.2, 2.4)
+    scale = rng.uniform(1.0, 2.0)
     side = HEIGHT
     files.write_jpeg(
         path, scenes.paint(scenes.draw_background(look, side, side), look, scale=scale)
