@@ -26,4 +26,4 @@ def read_config_file(path: str | os.PathLike[str]) -> MViTConfig:
         cfg.merge_from_file(file)
         return config.read_config(cfg)
     except Exception as error:  # yacs, YAML and PySlowFast raise anything
-        raise ValueError(f"{file}: {error}") from error
+        raise ValueError(f"{file}: {' '.join(str(error).split())}") from error

@@ -178,6 +178,8 @@ def test_inflate_of_an_unpublished_model(
     arguments = ("inflate", tmp_path / "small.pth", tmp_path / "out.pth", "--config")
     assert run(*arguments, "x.json") == 2
     assert "nothing installed reads .json configs" in capsys.readouterr().err
+    assert run(*arguments, "frames8.yaml", "--frames", 8, "--no-cls-token") == 2
+    assert "does not go with --frames, --no-cls-token" in capsys.readouterr().err
     assert run(*arguments, "frames8.yaml") == 0
     state = read_checkpoint(tmp_path / "out.pth").state
     MViTClassifier(small("T", 8)).load_state_dict(state, strict=True)
