@@ -37,6 +37,7 @@ def add_mvitv2_config(cfg: Any) -> None:
     node.ACT_CHECKPOINT = False
     node.PRETRAIN_IMG_SIZE = 224
     node.PRETRAIN_USE_CLS_TOKEN = True
+    node.DIM_MUL_IN_ATT = True  # False for the published IN-1K L
     node.OUT_FEATURES = ["scale2", "scale3", "scale4", "scale5"]
     cfg.MODEL.MVITV2 = node
 
@@ -45,7 +46,8 @@ def backbone_kwargs(cfg: Any) -> dict[str, Any]:
     """Arguments of ``MViT`` from ``cfg.MODEL.MVITV2``; ``cfg`` is not changed.
 
     Raises:
-        ValueError: an unknown ``VARIANT``, or both a variant and its parts are given.
+        ValueError: an unknown ``VARIANT``, both a variant and its parts are given, or a value that
+            ``MViT`` cannot check.
     """
     from torch import nn
 
@@ -70,6 +72,8 @@ def backbone_kwargs(cfg: Any) -> dict[str, Any]:
         depths, embed_dim, num_heads = tuple(node.DEPTHS), node.EMBED_DIM, node.NUM_HEADS
     if not all(isinstance(n, int) and n > 0 for n in depths):
         raise ValueError(f"MODEL.MVITV2.DEPTHS must be positive whole numbers, got {depths}")
+    if node.NORM_EPS <= 0:
+        raise ValueError(f"MODEL.MVITV2.NORM_EPS must be positive, got {node.NORM_EPS}")
     return {
         "img_size": node.IMG_SIZE,
         "embed_dim": embed_dim,
@@ -90,4 +94,5 @@ def backbone_kwargs(cfg: Any) -> dict[str, Any]:
         "pretrain_img_size": node.PRETRAIN_IMG_SIZE,
         "pretrain_use_cls_token": node.PRETRAIN_USE_CLS_TOKEN,
         "out_features": tuple(node.OUT_FEATURES),
+        "dim_mul_in_att": node.DIM_MUL_IN_ATT,
     }

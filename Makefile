@@ -1,0 +1,90 @@
+# make demo    set up, train a small Mask R-CNN on toy data, draw its predictions
+# make demo-video   set up, train small video models through PySlowFast on a toy Kinetics
+#                   (PYSLOWFAST_ROOT=/path/to/SlowFast, a checkout of its repository)
+# make test    set up, run the tests
+# make lint    set up, run ruff and mypy
+# make setup   .venv with torch, detectron2 and this package, in editable mode
+# make setup-video  .venv with what the video demo needs, without detectron2
+# make clean   remove caches, outputs and the toy data; the .venv stays
+#
+# PYTHON=python3.12      the Python that .venv is made with (3.10 or newer)
+# DETECTRON2=pypi        from PyPI (default): detectron2's Python alone, enough for everything here
+# DETECTRON2=git         from its official repository, compiled: needs git and a C++ compiler
+# DETECTRON2=none        not at all: its tests are skipped
+# VENV=/path/to/env      an existing environment with everything in it: nothing is installed
+
+PYTHON ?= python3
+DETECTRON2 ?= pypi
+DETECTRON2_URL := git+https://github.com/facebookresearch/detectron2.git
+OWN_VENV := $(CURDIR)/.venv
+VENV := $(OWN_VENV)
+BIN := $(VENV)/bin
+STAMPS := $(OWN_VENV)/stamps
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+ifeq ($(VENV),$(OWN_VENV))
+READY := $(STAMPS)/package $(STAMPS)/detectron2-$(DETECTRON2)
+else
+READY := $(BIN)/python
+endif
+
+.PHONY: demo demo-video test lint setup setup-video clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	$(BIN)/python -m projects.detection.demo $(DEMO)
+
+# Without detectron2: the video path does not need it.
+demo-video: setup-video
+	$(BIN)/python -m projects.video.demo $(DEMO)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q $(TEST)
+
+lint: $(READY)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+setup: $(READY)
+
+setup-video: $(firstword $(READY))
+
+$(STAMPS)/torch: requirements/torch.txt
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), sys.version' || \
+		{ echo "PYTHON=$(PYTHON) must be Python 3.10 or newer"; exit 1; }
+	$(PYTHON) -m venv $(OWN_VENV)
+	$(BIN)/python -m pip install -r requirements/torch.txt
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/package: pyproject.toml $(STAMPS)/torch
+	$(BIN)/python -m pip install -e '.[detectron2,slowfast,dev]'
+	@touch $@
+
+# Changing from one source to the other must leave no file of the first behind.
+SITE = $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+FORGET = rm -rf $(STAMPS)/detectron2-* "$$($(SITE))/detectron2" "$$($(SITE))/tools" \
+	"$$($(SITE))"/*detectron2*.dist-info
+
+# The wheel is for one platform and Python; only its .py files are used, so any will do.
+$(STAMPS)/detectron2-pypi: requirements/detectron2.txt $(STAMPS)/package
+	$(FORGET)
+	site=$$($(SITE)) && $(BIN)/python -m pip install --require-hashes --no-deps --only-binary=:all: \
+		--python-version 3.10 --implementation cp --abi cp310 --platform linux_x86_64 \
+		--upgrade --target "$$site" -r requirements/detectron2.txt && \
+	rm -f "$$site"/detectron2/_C.*
+	@touch $@
+
+$(STAMPS)/detectron2-git: $(STAMPS)/package
+	$(FORGET)
+	$(BIN)/python -m pip install --no-build-isolation --no-deps '$(DETECTRON2_URL)'
+	@touch $@
+
+$(STAMPS)/detectron2-none: $(STAMPS)/package
+	$(FORGET)
+	@touch $@
+
+clean:
+	rm -rf outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf datasets/toy_shapes
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
