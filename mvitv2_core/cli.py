@@ -171,7 +171,7 @@ def _inflate(options: Any) -> int:
     check_target(options.output, "slowfast", options.force)
     checkpoint = read_checkpoint(_file(options.input))
     config = _clip_config(options, checkpoint)
-    state, entries = inflate_state_dict(checkpoint.state, config)
+    state, entries = inflate_state_dict(checkpoint.state, config, file=checkpoint.file)
     write_checkpoint(options.output, state, "slowfast", options.force)
     _print(LoadReport(checkpoint.file, tuple(entries)), options)
     return 0

@@ -241,6 +241,7 @@ def test_errors_are_one_line_and_code_2(
         ("inspect", tmp_path / "folder.pth"): "is a directory",
         ("diff", image, tmp_path / "none.pth"): "no such file",
         ("inflate", image, tmp_path / "x.pth", "--frames", 0): "positive whole numbers",
+        ("inflate", image, tmp_path / "x.pth", "--variant", "S"): f"{image}: does not match",
     }
     for arguments, message in bad.items():
         assert run(*arguments) == 2, arguments
