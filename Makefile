@@ -1,7 +1,10 @@
 # make demo    set up, train a small Mask R-CNN on toy data, draw its predictions
+# make demo-video   set up, train small video models through PySlowFast on a toy Kinetics
+#                   (PYSLOWFAST_ROOT=/path/to/SlowFast, a checkout of its repository)
 # make test    set up, run the tests
 # make lint    set up, run ruff and mypy
 # make setup   .venv with torch, detectron2 and this package, in editable mode
+# make setup-video  .venv with what the video demo needs, without detectron2
 # make clean   remove caches, outputs and the toy data; the .venv stays
 #
 # PYTHON=python3.12      the Python that .venv is made with (3.10 or newer)
@@ -25,11 +28,15 @@ else
 READY := $(BIN)/python
 endif
 
-.PHONY: demo test lint setup clean
+.PHONY: demo demo-video test lint setup setup-video clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	$(BIN)/python -m projects.detection.demo $(DEMO)
+
+# Without detectron2: the video path does not need it.
+demo-video: setup-video
+	$(BIN)/python -m projects.video.demo $(DEMO)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q $(TEST)
@@ -40,6 +47,8 @@ lint: $(READY)
 	$(BIN)/python -m mypy
 
 setup: $(READY)
+
+setup-video: $(firstword $(READY))
 
 $(STAMPS)/torch: requirements/torch.txt
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), sys.version' || \

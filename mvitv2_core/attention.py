@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attend import attend
 from .config import BlockSpec, MViTConfig
+from .linear import half_norm, linear
+from .pool import HeadPool
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -26,46 +26,8 @@ class QKV(nn.Linear):
         """(B, N, dim) tokens -> three of (B, N, dim_att)."""
         weights = self.weight.chunk(3)
         biases = (None,) * 3 if self.bias is None else self.bias.chunk(3)
-        q, k, v = (F.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
+        q, k, v = (linear(x, w, b) for w, b in zip(weights, biases, strict=True))
         return q, k, v
-
-
-class HeadPool(nn.Module):
-    """Depthwise convolution over the grid with one set of weights shared by all heads.
-
-    Args:
-        head_dim: channels of a head; ``weight`` is (head_dim, 1, *kernel), as on disk.
-        kernel, stride: one size per axis; padding is kernel // 2.
-    """
-
-    def __init__(self, head_dim: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
-        super().__init__()
-        self.kernel, self.stride = tuple(kernel), tuple(stride)
-        self.weight = nn.Parameter(torch.empty(head_dim, 1, *kernel))
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as nn.Conv starts
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, *grid, heads * head_dim) -> (B, *pooled grid, heads * head_dim).
-
-        The channels of every head lie side by side in the last dimension, so the tokens are a
-        channels-last image already: repeating the weight replaces moving the heads.
-        """
-        kernel, stride = self.kernel, self.stride
-        weight: Tensor = self.weight
-        lead: tuple[int, ...] = tuple(x.shape[:1])
-        while len(kernel) > 1 and kernel[0] == stride[0] == 1:
-            # An axis that is not pooled is a batch axis: (B, T, H, W, C) -> (B * T, H, W, C)
-            lead, kernel, stride = (*lead, x.shape[1]), kernel[1:], stride[1:]
-            x, weight = x.flatten(0, 1), weight.squeeze(2)
-        channels = x.shape[-1]
-        weight = weight.repeat(channels // weight.shape[0], *[1] * (weight.ndim - 1))
-        conv = (F.conv1d, F.conv2d, F.conv3d)[len(kernel) - 1]
-        padding = tuple(k // 2 for k in kernel)
-        x = conv(x.movedim(-1, 1), weight, None, stride, padding, groups=channels).movedim(1, -1)
-        return x.unflatten(0, lead) if len(lead) > 1 else x
-
-    def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, kernel={self.kernel}, stride={self.stride}"
 
 
 class MultiScaleAttention(nn.Module):
@@ -148,4 +110,4 @@ class MultiScaleAttention(nn.Module):
         pooled = grid.flatten(1, -2)
         if self.cls_token:  # passes the convolution by, not the norm
             pooled = torch.cat([x[:, :1], pooled], dim=1)
-        return norm(pooled.unflatten(-1, (self.num_heads, self.head_dim))), pooled_thw
+        return half_norm(norm, pooled.unflatten(-1, (self.num_heads, self.head_dim))), pooled_thw

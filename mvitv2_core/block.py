@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from .attention import MultiScaleAttention, NormLayer
 from .config import BlockSpec, MViTConfig
+from .linear import half_norm
+from .mlp import Mlp
 
 
 class DropPath(nn.Module):
@@ -33,28 +36,6 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
-
-
-class Mlp(nn.Module):
-    """Two linears with an activation between, and dropout after each."""
-
-    def __init__(
-        self,
-        dim: int,
-        hidden: int,
-        dim_out: int,
-        act_layer: Callable[[], nn.Module],
-        dropout: float,
-    ) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.act = act_layer()
-        self.fc2 = nn.Linear(hidden, dim_out)
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., dim_out)."""
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
 class MultiScaleBlock(nn.Module):
@@ -89,12 +70,12 @@ class MultiScaleBlock(nn.Module):
 
     def forward(self, x: Tensor, thw: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         """(B, N, dim) tokens on grid ``thw`` -> (B, N', dim_out) and their grid."""
-        x_norm = self.norm1(x)
+        x_norm = half_norm(self.norm1, x)
         out, q_thw = self.attn(x_norm, thw)
         if self.dim_mul_in_att and self.proj is not None:
             x = self.proj(x_norm)
         x = self._pool_skip(x, thw) + self.drop_path(out)
-        x_norm = self.norm2(x)
+        x_norm = half_norm(self.norm2, x)
         out = self.mlp(x_norm)
         if not self.dim_mul_in_att and self.proj is not None:
             x = self.proj(x_norm)
@@ -115,5 +96,6 @@ class MultiScaleBlock(nn.Module):
         padding = [k // 2 for k in kernel]
         max_pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(stride) - 1]
         pooled = max_pool(grid.movedim(-1, 1), kernel, stride, padding).movedim(1, -1)
-        pooled = pooled.reshape(x.shape[0], -1, x.shape[-1])
+        cells = prod(-(-n // s) for n, s in zip(thw, self.stride_q, strict=True))
+        pooled = pooled.reshape(x.shape[0], cells, x.shape[-1])  # no -1: the batch may be empty
         return torch.cat([x[:, :1], pooled], dim=1) if self.cls_token else pooled

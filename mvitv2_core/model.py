@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import HeadPool, MultiScaleAttention, NormLayer
+from .attention import MultiScaleAttention, NormLayer
 from .block import MultiScaleBlock
 from .config import MViTConfig
+from .pool import HeadPool
 
 Stage = tuple[Tensor, tuple[int, ...]]
 LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
@@ -136,8 +137,7 @@ class MViT(nn.Module):
         """(B, C, *spatial) -> (B, N, embed_dim) tokens with class token and absolute positions."""
         x, thw = self.patch_embed(x)
         if self.cls_token is not None:
-            # The convolution's output dtype: autocast leaves parameters alone.
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         positions = self.abs_pos(thw)
         if positions is not None:
             x = x + positions

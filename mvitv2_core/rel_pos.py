@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -117,22 +118,32 @@ def rel_pos_terms(
     Returns:
         One (B, Nq, heads, k_size) tensor per axis that has a table.
     """
-    grid = q.unflatten(1, tuple(q_thw))
+    batch, _, heads, head_dim = q.shape
     terms = []
     for axis, table in enumerate(tables):
         if table is None:
             continue
-        rows = rel_pos_rows(table, q_thw[axis], k_thw[axis])
-        # (B, *q_thw, heads, head_dim) -> (B, axis first, everything else, head_dim)
-        moved = grid.movedim(1 + axis, 1)
-        term = moved.flatten(2, -2) @ rows.transpose(1, 2)
-        term = term.view(*moved.shape[:-1], k_thw[axis]).movedim(1, 1 + axis)
-        terms.append(term.flatten(1, len(tables)))
+        rows = rel_pos_rows(table, q_thw[axis], k_thw[axis]).transpose(1, 2)
+        before, after = batch * prod(q_thw[:axis]), prod(q_thw[axis + 1 :]) * heads
+        if axis < len(tables) - 1:
+            # (before, size, after, head_dim) @ (size, head_dim, k_size): q stays where it lies
+            term = q.reshape(before, q_thw[axis], after, head_dim) @ rows
+        else:
+            # Heads lie inside the last axis, so (axis, head) is the batch of the product:
+            # (size * heads, before, head_dim) @ (size * heads, head_dim, k_size), q not copied
+            wide = rows.repeat_interleave(heads, dim=0) if heads > 1 else rows
+            moved = q.reshape(before, q_thw[axis] * heads, head_dim).transpose(0, 1)
+            term = torch.bmm(moved, wide).transpose(0, 1)
+        terms.append(term.reshape(batch, prod(q_thw), heads, k_thw[axis]))
     return terms
 
 
-def key_cells(k_thw: Sequence[int], axes: Sequence[int], cls_token: bool, like: Tensor) -> Tensor:
+def key_cells(
+    k_thw: Sequence[int], axes: Sequence[int], cls_token: bool, step: int, like: Tensor
+) -> Tensor:
     """Which cell of each axis a key stands in, as ones: (Nk, sum of k sizes of ``axes``).
+
+    Columns of zeros fill the channels of ``like`` and these up to a multiple of ``step``.
 
     ``q @ key_cells.T`` with position terms as q adds each term to the keys of its cell, so that
     positions become extra channels of q and k and no bias matrix exists. A class token's row is
@@ -147,6 +158,9 @@ def key_cells(k_thw: Sequence[int], axes: Sequence[int], cls_token: bool, like: 
             shape = [1] * len(k_thw) + [k_thw[axis]]
             shape[axis] = k_thw[axis]
             cells.append(eye.view(shape).expand(*k_thw, -1).flatten(0, -2))
-        return F.pad(torch.cat(cells, dim=-1), (0, 0, int(cls_token), 0))
+        ones = torch.cat(cells, dim=-1)
+        fill = -(like.shape[-1] + ones.shape[-1]) % step
+        return F.pad(ones, (0, fill, int(cls_token), 0))
 
-    return CACHE.get(("cells", tuple(k_thw), tuple(axes), cls_token, device, dtype), make)
+    key = ("cells", tuple(k_thw), tuple(axes), cls_token, step, like.shape[-1], device, dtype)
+    return CACHE.get(key, make)

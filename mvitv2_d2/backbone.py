@@ -16,7 +16,10 @@ from mvitv2_core import MViTConfig
 from mvitv2_core.config import check_positive, check_sizes
 
 from .attention import WindowAttention, WindowBlockSpec
+from .checkpoint import install
 from .config import backbone_kwargs
+
+install()  # official image checkpoints as MODEL.WEIGHTS and train.init_checkpoint
 
 SCALES = ("scale2", "scale3", "scale4", "scale5")
 

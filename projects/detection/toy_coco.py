@@ -28,20 +28,24 @@ CLASSES = ("circle", "square", "triangle", "star")
 SPLITS = ("train", "val")
 SIZES = ((160, 160), (192, 144), (144, 192), (224, 144), (152, 208))  # (W, H)
 SCALE = 4  # masks are drawn at this multiple and averaged down: smooth edges, exact outlines
-MIN_VISIBLE = 0.5  # of a shape's area
+TILT = 0.4  # shapes stand within this many radians of upright
+MIN_VISIBLE = 0.6  # of a shape's area
 CROWD_IMAGE = 3  # index of the image with the crowd, in each split
 VERSION = 1  # raise when the same arguments give other data
 
 
-def outline(kind: str, x: float, y: float, radius: float, angle: float) -> np.ndarray:
-    """(N, 2) corners of a shape around (x, y), in pixels; all kinds have about the same area."""
-    corners, inner, factor = {
-        "circle": (48, 1.0, 1.0),
-        "square": (4, 1.0, 1.25),
-        "triangle": (3, 1.0, 1.5),
-        "star": (10, 0.45, 1.45),
+def outline(kind: str, x: float, y: float, radius: float, tilt: float) -> np.ndarray:
+    """(N, 2) corners of a shape around (x, y), in pixels; all kinds have about the same area.
+
+    ``tilt`` turns it from upright, in radians.
+    """
+    corners, inner, factor, upright = {
+        "circle": (48, 1.0, 1.0, 0.0),
+        "square": (4, 1.0, 1.25, np.pi / 4),
+        "triangle": (3, 1.0, 1.5, -np.pi / 2),
+        "star": (10, 0.45, 1.45, -np.pi / 2),
     }[kind]
-    turns = angle + np.arange(corners) * 2 * np.pi / corners
+    turns = upright + tilt + np.arange(corners) * 2 * np.pi / corners
     radii = radius * factor * np.where(np.arange(corners) % 2, inner, 1.0)
     return np.stack([x + radii * np.cos(turns), y + radii * np.sin(turns)], axis=1)
 
@@ -114,7 +118,7 @@ def draw_crowd(image: np.ndarray, rng: RandomState) -> dict[str, Any]:
     whole = np.zeros((height * SCALE, width * SCALE), np.uint8)
     for _ in range(24):
         x, y = rng.uniform(5, 0.4 * width), rng.uniform(5, 0.4 * height)
-        mask = fill(outline(CLASSES[kind], x, y, 4.0, rng.uniform(0, 2 * np.pi)), width, height)
+        mask = fill(outline(CLASSES[kind], x, y, 4.0, rng.uniform(-TILT, TILT)), width, height)
         paint(image, mask, rng)
         whole |= mask
     small = whole.reshape(height, SCALE, width, SCALE).mean((1, 3)) >= 0.5
@@ -138,13 +142,12 @@ def draw_image(rng: RandomState, crowd: bool) -> tuple[np.ndarray, list[dict[str
     for _ in range(shapes):
         kind = rng.randint(len(CLASSES))
         for _ in range(10):  # places tried before the shape is given up
-            radius = np.exp(rng.uniform(np.log(9), np.log(36)))
-            x, y = rng.uniform(0.6 * radius, (width, height) - np.float64(0.6 * radius))
+            radius = np.exp(rng.uniform(np.log(12), np.log(32)))
+            x, y = rng.uniform(radius, (width, height) - radius)
             if crowd and x < 0.55 * width and y < 0.55 * height:
                 continue
-            mask = fill(
-                outline(CLASSES[kind], x, y, radius, rng.uniform(0, 2 * np.pi)), width, height
-            )
+            tilt = rng.uniform(-TILT, TILT)
+            mask = fill(outline(CLASSES[kind], x, y, radius, tilt), width, height)
             rest = [old & ~mask for old in visible]
             if all(v.sum() >= MIN_VISIBLE * area for v, area in zip(rest, full, strict=True)):
                 paint(image, mask, rng)

@@ -69,9 +69,12 @@ def test_golden(name: str) -> None:
     assert (logits - torch.tensor(case["train_logits"])).abs().max() < 1e-5
     assert (logits.softmax(dim=1) - torch.tensor(case["output"])).abs().max() < 1e-5
     (logits**2).sum().backward()
+    norms = case["grad_norm_of_sum_of_squared_train_logits"]
+    # Some gradients are zero but for rounding (a bias of k shifts all logits of a query alike).
+    noise = torch.finfo(torch.float32).eps * max(norms.values())
     for key, parameter in model.named_parameters():
-        expected = case["grad_norm_of_sum_of_squared_train_logits"][key]
-        assert parameter.grad.norm().item() == pytest.approx(expected, rel=1e-4, abs=1e-6), key
+        norm = parameter.grad.norm().item()
+        assert norm == pytest.approx(norms[key], rel=1e-4, abs=noise), key
 
 
 OFFICIAL = golden_data.official_state_dicts()

@@ -56,9 +56,11 @@ def printed_ap(output: str) -> list[str]:
 def iterations(folder: Path) -> int:
     """Optimizer steps in the final checkpoint."""
     saved = torch.load(folder / "model_final.pth", weights_only=True)
-    states = saved["optimizer"] if "optimizer" in saved else saved["trainer"]["optimizer"]
-    steps = {int(state["step"]) for state in states["state"].values() if "step" in state}
-    assert saved["iteration"] + 1 in (steps or {saved["iteration"] + 1})
+    trainer = saved["trainer"].get("_trainer", saved["trainer"])
+    states = trainer["optimizer"]["state"].values()
+    assert states
+    for state in states:  # SGD counts no steps
+        assert "momentum_buffer" in state or int(state["step"]) == saved["iteration"] + 1
     return saved["iteration"] + 1
 
 
@@ -71,19 +73,18 @@ def same_again(first: str, run_folder: Path, again: str, folder: Path) -> None:
 def test_lazy_trainer(run: Run, tmp_path: Path) -> None:
     """Training, evaluation, resuming and --eval-only of lazyconfig_train_net.py."""
     tool, folder = find_tool("lazyconfig_train_net.py"), tmp_path / "lazy"
-    command = [tool, "--config-file", LAZY, *LAZY_OPTIONS, f"train.output_dir={folder}"]
-    run(*command, "train.max_iter=2")
+    command = [tool, "--config-file", LAZY]
+    options = [*LAZY_OPTIONS, f"train.output_dir={folder}"]
+    run(*command, *options, "train.max_iter=2")
     assert iterations(folder) == 2
-    resumed = run(*command, "train.max_iter=5", "--resume")
+    resumed = run(*command, "--resume", *options, "train.max_iter=5")
     assert "Starting training from iteration 2" in resumed and iterations(folder) == 5
     assert {"bbox/AP", "segm/AP"} <= ap(folder).keys()
 
     other = tmp_path / "eval"
     again = run(
-        *command,
-        "--eval-only",
+        *(*command, "--eval-only", *options, f"train.output_dir={other}"),
         f"train.init_checkpoint={folder}/model_final.pth",
-        f"train.output_dir={other}",
     )
     same_again(resumed, folder, again, other)
 
@@ -92,8 +93,8 @@ def test_lazy_trainer_on_two_processes(run: Run, tmp_path: Path) -> None:
     """DistributedDataParallel over gloo: each process takes its half, one result is evaluated."""
     tool, folder = find_tool("lazyconfig_train_net.py"), tmp_path / "ddp"
     output = run(
-        *(tool, "--config-file", LAZY, *LAZY_OPTIONS, f"train.output_dir={folder}"),
-        *("train.max_iter=3", "--num-gpus", "2", "--dist-url", "auto"),
+        *(tool, "--config-file", LAZY, "--num-gpus", "2", "--dist-url", "auto"),
+        *(*LAZY_OPTIONS, f"train.output_dir={folder}", "train.max_iter=3"),
         *("train.ddp.device_ids=null", "dataloader.train.num_workers=0"),
     )
     assert "Rank of current process: 0. World size: 2" in output
@@ -156,7 +157,8 @@ def test_our_optimizer(datasets: Path) -> None:
     for parameter in trained.values():
         parameter.grad = torch.full_like(parameter, 3.0)
     optimizer.step()
-    assert all(p.grad.norm() <= 1.0 + 1e-5 for p in trained.values() if p.grad is not None)
+    norms_after = [parameter.grad.norm().item() for parameter in trained.values()]
+    assert norms_after == pytest.approx([1.0] * len(trained), abs=1e-3)
 
     cfg.SOLVER.MOMENTUM = 0.8
     with pytest.raises(ValueError, match=r"SOLVER\.MOMENTUM must be left at 0\.9"):

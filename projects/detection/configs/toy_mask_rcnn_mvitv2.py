@@ -59,7 +59,6 @@ dataloader.test.dataset.names = "toy_shapes_val"
 dataloader.train.mapper.augmentations = [
     L(T.ResizeShortestEdge)(short_edge_length=(112, 128), sample_style="choice", max_size=192),
     L(T.RandomFlip)(horizontal=True),
-    L(T.RandomFlip)(horizontal=False, vertical=True),
 ]
 dataloader.test.mapper.augmentations = [
     L(T.ResizeShortestEdge)(short_edge_length=128, max_size=192)
@@ -71,7 +70,7 @@ dataloader.evaluator.output_dir = "${train.output_dir}/inference"
 
 # The paper's optimizer: AdamW without weight decay on norms and positions.
 optimizer = model_zoo.get_config("common/optim.py").AdamW
-optimizer.lr = 1e-3
+optimizer.lr = 2e-3
 optimizer.weight_decay = 0.05
 optimizer.params.overrides = {
     name: {"weight_decay": 0.0} for name in ("pos_embed", "rel_pos_h", "rel_pos_w")

@@ -1,0 +1,51 @@
+"""PySlowFast's own ``tools/run_net.py``, unmodified, with MViTv2 registered.
+
+    python -m mvitv2_slowfast.run_net --cfg FILE [--opts KEY VALUE ...]
+
+The ranks that PySlowFast spawns import this file again as their main module (``__mp_main__``),
+so registration and cures happen at module level: here, and in the package's import.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from mvitv2_slowfast import compat
+from mvitv2_slowfast.locate import HOW_TO_GET, PySlowFastError
+from mvitv2_slowfast.plugin import connect
+
+
+def prepare() -> None:
+    """Register the model and apply every cure; exit code 2, and why, without PySlowFast."""
+    try:
+        root = connect()
+    except PySlowFastError:
+        sys.exit(2)  # the package's import has said why
+    if root is None:
+        _give_up(f"PySlowFast was not found. To get it: {HOW_TO_GET}.")
+    if not (root / "tools" / "run_net.py").is_file():
+        _give_up(f"{root} has no tools/run_net.py: {HOW_TO_GET}.")
+    from mvitv2_slowfast.ava import cure_ava_test
+
+    compat.log_cure(cure_ava_test())
+
+
+def main() -> None:
+    """Say what was cured, and run PySlowFast's main with this command's arguments."""
+    for line in compat.applied:
+        print(f"mvitv2_slowfast: {line}", file=sys.stderr)
+    from vision.fair.slowfast.tools.run_net import main as run
+
+    run()
+
+
+def _give_up(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ in ("__main__", "__mp_main__"):
+    prepare()
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""The video path from end to end on toy data: PySlowFast's own trainer, this project's MViTv2.
+
+    python -m projects.video.demo [--out outputs/demo-video]
+
+Makes the toy sets, trains an image model on the stills, then the video model twice, from scratch
+and from the inflated image model, and tests both with several views of each clip. Everything is
+trained and tested by PySlowFast's unmodified `tools/run_net.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+VIDEO_CONFIG = ROOT / "configs" / "Kinetics" / "toy_mvitv2.yaml"
+IMAGE_CONFIG = ROOT / "configs" / "ImageNet" / "toy_mvitv2.yaml"
+CLIPS = {"train": 64, "val": 16, "test": 16}  # of each motion
+STILLS = {"train": 100, "val": 25}  # of each shape
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of PySlowFast's `run_net.py`: where it wrote, and the statistics it logged."""
+
+    folder: Path
+    stats: list[dict[str, Any]]
+
+    def curve(self, kind: str, key: str) -> tuple[list[int], list[float]]:
+        """Epochs and values of `key` in the entries of `kind`, "train_epoch" or "val_epoch"."""
+        found = [entry for entry in self.stats if entry.get("_type") == kind]
+        return [int(entry["epoch"].split("/")[0]) for entry in found], [e[key] for e in found]
+
+    @property
+    def val_top1(self) -> float:
+        """Top-1 accuracy of the last validation, percent."""
+        return 100.0 - self.curve("val_epoch", "top1_err")[1][-1]
+
+    @property
+    def test_top1(self) -> float:
+        """Top-1 accuracy of the multi-view test, percent."""
+        return [float(e["top1_acc"]) for e in self.stats if e.get("split") == "test_final"][-1]
+
+
+def read_stats(line: str) -> dict[str, Any] | None:
+    """PySlowFast's statistics in a line of its log, None if it has none."""
+    found = re.search(r"json_stats: (\{.*\})", line)
+    return json.loads(found[1]) if found else None
+
+
+def run_net(title: str, config: Path, folder: Path, options: dict[str, Any]) -> Run:
+    """Train and test with PySlowFast's own trainer, one line of progress per epoch.
+
+    Args:
+        title: what to call the run on the screen.
+        config: YAML file.
+        folder: new folder for all that the run writes; an older run there is removed.
+        options: config keys to set besides.
+
+    Raises:
+        RuntimeError: the trainer failed; the message has the end of its log.
+    """
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    options = {**options, "OUTPUT_DIR": str(folder)}
+    command = [sys.executable, "-m", "mvitv2_slowfast.run_net", "--cfg", str(config), "--opts"]
+    command += [str(word) for pair in options.items() for word in pair]
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    # One thread computes while the loader's process decodes: two cores are busy.
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    stats, lines = [], []
+    print(f"{title}: log in {folder / 'log.txt'}", flush=True)
+    with (
+        (folder / "log.txt").open("w") as log,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            log.write(line)
+            lines.append(line)
+            entry = read_stats(line)
+            if entry is not None:
+                stats.append(entry)
+                show(title, entry)
+    if process.returncode:
+        raise RuntimeError(f"{title} failed:\n{''.join(lines[-30:])}")
+    return Run(folder, stats)
+
+
+def show(title: str, entry: dict[str, Any]) -> None:
+    """Print one entry of the statistics, if it is one for an epoch or the final test."""
+    if entry.get("_type") == "train_epoch":
+        text = f"epoch {entry['epoch']:>5}  loss {entry['loss']:.3f}"
+        text += f"  train top-1 {100 - entry['top1_err']:5.1f} %"
+    elif entry.get("_type") == "val_epoch":
+        text = f"epoch {entry['epoch']:>5}  val top-1 {100 - entry['top1_err']:5.1f} %"
+    elif entry.get("split") == "test_final":
+        text = f"multi-view test top-1 {float(entry['top1_acc']):.1f} %"
+    else:
+        return
+    print(f"{title}: {text}", flush=True)
+
+
+def last_checkpoint(run: Run) -> Path:
+    """The newest checkpoint of a run."""
+    return max((run.folder / "checkpoints").glob("checkpoint_epoch_*.pyth"))
+
+
+def demo(out: Path, epochs: dict[str, int] | None = None) -> dict[str, Run]:
+    """Run all of it; returns the runs "image", "scratch" and "inflated".
+
+    Args:
+        out: folder for data, runs and pictures.
+        epochs: for "image" and "video", to train for something else than the configs say.
+
+    Raises:
+        RuntimeError: PySlowFast's trainer failed.
+        ValueError: `out` holds toy sets made with other settings.
+    """
+    from projects.video import plots, toy_kinetics
+
+    out = out.resolve()
+    stills, clips = out / "data" / "imagenet", out / "data" / "kinetics"
+    toy_kinetics.make_imagenet(stills, STILLS)
+    toy_kinetics.make_kinetics(clips, CLIPS)
+    length = {kind: {"SOLVER.MAX_EPOCH": count} for kind, count in (epochs or {}).items()}
+    data = {"DATA.PATH_TO_DATA_DIR": str(clips), "DATA.PATH_PREFIX": str(clips)}
+    data |= length.get("video", {})
+    runs = {}
+    runs["image"] = run_net(
+        "image model",
+        IMAGE_CONFIG,
+        out / "run-image",
+        {"DATA.PATH_TO_DATA_DIR": str(stills), **length.get("image", {})},
+    )
+    image = last_checkpoint(runs["image"])
+    runs["scratch"] = run_net("from scratch", VIDEO_CONFIG, out / "run-scratch", data)
+    runs["inflated"] = run_net(
+        "from images",
+        VIDEO_CONFIG,
+        out / "run-inflated",
+        {**data, "MVITV2.IMAGE_CHECKPOINT": str(image)},
+    )
+    plots.draw_curve(out / "curve.png", runs["scratch"], runs["inflated"])
+    plots.draw_predictions(out / "predictions.png", clips, runs["scratch"], runs["inflated"])
+    return runs
+
+
+def summary(runs: dict[str, Run], classes: int) -> str:
+    """The accuracies side by side."""
+    lines = [f"image model, top-1 on validation stills: {runs['image'].val_top1:.1f} %"]
+    lines.append(f"{'video model':<24}{'last validation':>16}{'multi-view test':>18}")
+    for name, title in (("scratch", "from scratch"), ("inflated", "from the image model")):
+        run = runs[name]
+        lines.append(f"{title:<24}{run.val_top1:>14.1f} %{run.test_top1:>16.1f} %")
+    lines.append(f"{'chance':<24}{100 / classes:>14.1f} %{100 / classes:>16.1f} %")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line; exit code 2 where PySlowFast or its packages are missing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("outputs/demo-video"))
+    parser.add_argument("--image-epochs", type=int, help="default: the image config's")
+    parser.add_argument("--video-epochs", type=int, help="default: the video config's")
+    args = parser.parse_args()
+    missing = what_is_missing()
+    if missing:
+        print(missing, file=sys.stderr)
+        sys.exit(2)
+    from projects.video.scenes import MOTIONS
+
+    start = time.time()
+    epochs = {"image": args.image_epochs, "video": args.video_epochs}
+    try:
+        runs = demo(args.out, {kind: count for kind, count in epochs.items() if count})
+    except (RuntimeError, ValueError) as error:
+        sys.exit(str(error))
+    print(f"\n{summary(runs, len(MOTIONS))}")
+    print(f"{args.out / 'predictions.png'} and {args.out / 'curve.png'}", end="")
+    print(f" written; {time.time() - start:.0f} s in all")
+
+
+def what_is_missing() -> str:
+    """What keeps the demo from running, and what to do about it; "" if nothing does."""
+    import importlib.util
+
+    packages = [
+        name for name in ("av", "matplotlib", "PIL", "tqdm") if not importlib.util.find_spec(name)
+    ]
+    if packages:
+        return f"The video demo needs {', '.join(packages)}: run `make setup-video`."
+    from mvitv2_slowfast.locate import HOW_TO_GET, PySlowFastError
+    from mvitv2_slowfast.plugin import connect
+
+    try:
+        root = connect()
+    except PySlowFastError as error:
+        return str(error)
+    if root is None:
+        return f"The video demo needs PySlowFast, which was not found. To get it: {HOW_TO_GET}."
+    return ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""PySlowFast configs for tests: the defaults that ``golden`` holds, with overrides or a file."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from tests.golden_data import GOLDEN
+
+DEFAULTS = json.loads((GOLDEN / "slowfast_defaults.json").read_text())
+CONFIGS = Path(__file__).parents[1] / "configs"
+FOLDERS = ("Kinetics", "SSv2", "ImageNet", "AVA", "MaskFeat")
+RECIPES = sorted(p for folder in FOLDERS for p in (CONFIGS / folder).glob("*.yaml"))
+
+
+def make_cfg(overrides: Mapping[str, Any]) -> CfgNode:
+    """PySlowFast's defaults, as a plain CfgNode, with ``{"MVIT.DEPTH": 4}`` style overrides."""
+    cfg = CfgNode(copy.deepcopy(DEFAULTS))
+    for key, value in overrides.items():
+        node, parts = cfg, key.split(".")
+        for part in parts[:-1]:
+            node = node[part]
+        node[parts[-1]] = copy.deepcopy(value)
+    return cfg
+
+
+def model_cfg(values: Mapping[str, Any]) -> CfgNode:
+    """Defaults with the model's and the data's nodes of a loaded YAML file.
+
+    The golden defaults hold the nodes that shape a model, and no others.
+    """
+    known = {key: value for key, value in values.items() if key in DEFAULTS}
+    known["DATA"] = {k: v for k, v in values["DATA"].items() if k in DEFAULTS["DATA"]}
+    cfg = make_cfg({})
+    cfg.merge_from_other_cfg(CfgNode(known))
+    return cfg
