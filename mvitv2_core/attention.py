@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attend import attend
 from .config import BlockSpec, MViTConfig
+from .linear import half_norm, linear
 from .pool import HeadPool
 
 NormLayer = Callable[[int], nn.Module]
@@ -26,7 +26,7 @@ class QKV(nn.Linear):
         """(B, N, dim) tokens -> three of (B, N, dim_att)."""
         weights = self.weight.chunk(3)
         biases = (None,) * 3 if self.bias is None else self.bias.chunk(3)
-        q, k, v = (F.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
+        q, k, v = (linear(x, w, b) for w, b in zip(weights, biases, strict=True))
         return q, k, v
 
 
@@ -110,4 +110,4 @@ class MultiScaleAttention(nn.Module):
         pooled = grid.flatten(1, -2)
         if self.cls_token:  # passes the convolution by, not the norm
             pooled = torch.cat([x[:, :1], pooled], dim=1)
-        return norm(pooled.unflatten(-1, (self.num_heads, self.head_dim))), pooled_thw
+        return half_norm(norm, pooled.unflatten(-1, (self.num_heads, self.head_dim))), pooled_thw

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .attention import MultiScaleAttention, NormLayer
 from .config import BlockSpec, MViTConfig
+from .linear import half_norm
 from .mlp import Mlp
 
 
@@ -69,12 +70,12 @@ class MultiScaleBlock(nn.Module):
 
     def forward(self, x: Tensor, thw: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         """(B, N, dim) tokens on grid ``thw`` -> (B, N', dim_out) and their grid."""
-        x_norm = self.norm1(x)
+        x_norm = half_norm(self.norm1, x)
         out, q_thw = self.attn(x_norm, thw)
         if self.dim_mul_in_att and self.proj is not None:
             x = self.proj(x_norm)
         x = self._pool_skip(x, thw) + self.drop_path(out)
-        x_norm = self.norm2(x)
+        x_norm = half_norm(self.norm2, x)
         out = self.mlp(x_norm)
         if not self.dim_mul_in_att and self.proj is not None:
             x = self.proj(x_norm)

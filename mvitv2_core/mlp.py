@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .linear import linear
+
 # Tokens that a CPU takes through both linears at a time: their hidden layer stays in the cache,
 # and small buffers are reused where large ones are mapped and faulted in anew each time.
 CHUNK_TOKENS = 4096
@@ -50,7 +52,9 @@ class Mlp(nn.Module):
             dtype = torch.get_autocast_dtype(x.device.type)
             parts = tuple(part.to(dtype) for part in parts)  # type: ignore[assignment]
         with torch.autocast(x.device.type, enabled=False):
-            return _LinearGeluLinear.apply(*parts)
+            if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
+                return _LinearGeluLinear.apply(*parts)
+            return _infer(*parts)
 
     def _is_plain(self) -> bool:
         """Whether nothing but the two weights decides the result: no wrapper, hook or dropout."""
@@ -73,16 +77,12 @@ class _LinearGeluLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
         out = tokens.new_empty(tokens.shape[0], w2.shape[0])
-        keep = any(ctx.needs_input_grad)
-        hidden = tokens.new_empty(tokens.shape[0], w1.shape[0]) if keep else None
+        hidden = tokens.new_empty(tokens.shape[0], w1.shape[0])
         for rows in _chunks(tokens):
-            if hidden is None:
-                out[rows] = _infer(tokens[rows], w1, b1, w2, b2)
-            else:
-                hidden[rows] = part = F.linear(tokens[rows], w1, b1)
-                out[rows] = F.linear(F.gelu(part), w2, b2)
+            torch.addmm(b1, tokens[rows], w1.t(), out=hidden[rows])
+            torch.addmm(b2, F.gelu(hidden[rows]), w2.t(), out=out[rows])
         ctx.save_for_backward(x, hidden, w1, w2)
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], w2.shape[0])
 
     @staticmethod
     @once_differentiable
@@ -103,13 +103,14 @@ class _LinearGeluLinear(torch.autograd.Function):
 
 
 def _chunks(tokens: Tensor) -> list[slice]:
-    step = CHUNK_TOKENS if tokens.device.type == "cpu" else max(tokens.shape[0], 1)
-    return [slice(i, i + step) for i in range(0, tokens.shape[0], step)]
+    count = max(tokens.shape[0], 1)
+    step = CHUNK_TOKENS if tokens.device.type == "cpu" else count
+    return [slice(i, i + step) for i in range(0, count, step)]
 
 
 def _infer(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    """Without gradients; oneDNN applies GELU inside the first product where it is at hand."""
-    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        onednn = torch.ops.mkldnn._linear_pointwise  # what PyTorch's compiler emits on CPUs
-        return onednn(onednn(x, w1, b1, "gelu", [], "none"), w2, b2, "none", [], "")
-    return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
+    """Without gradients: the hidden layer is never held whole on a CPU."""
+    tokens = x.flatten(0, -2)
+    parts = [linear(linear(tokens[rows], w1, b1, gelu=True), w2, b2) for rows in _chunks(tokens)]
+    out = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return out.view(*x.shape[:-1], w2.shape[0])

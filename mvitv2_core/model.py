@@ -137,8 +137,7 @@ class MViT(nn.Module):
         """(B, C, *spatial) -> (B, N, embed_dim) tokens with class token and absolute positions."""
         x, thw = self.patch_embed(x)
         if self.cls_token is not None:
-            # The convolution's output dtype: autocast leaves parameters alone.
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         positions = self.abs_pos(thw)
         if positions is not None:
             x = x + positions

@@ -16,7 +16,10 @@ from mvitv2_core import MViTConfig
 from mvitv2_core.config import check_positive, check_sizes
 
 from .attention import WindowAttention, WindowBlockSpec
+from .checkpoint import install
 from .config import backbone_kwargs
+
+install()  # official image checkpoints as MODEL.WEIGHTS and train.init_checkpoint
 
 SCALES = ("scale2", "scale3", "scale4", "scale5")
 
@@ -54,6 +57,8 @@ class MViT(Trunk, Backbone):
         pretrain_img_size: image size that ``pos_embed`` was trained at.
         pretrain_use_cls_token: whether ``pos_embed`` has the class token's row in front.
         out_features: names among "scale2" ... "scale5".
+        dim_mul_in_att: whether the width grows in a stage's first attention, as in detectron2's
+            class, or in the MLP of the block before, as in the published IN-1K L.
 
     Raises:
         ValueError: arguments that do not fit together; the message names them.
@@ -86,6 +91,7 @@ class MViT(Trunk, Backbone):
         pretrain_img_size: int = 224,
         pretrain_use_cls_token: bool = True,
         out_features: Sequence[str] = SCALES,
+        dim_mul_in_att: bool = True,
     ) -> None:
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         stride = tuple(patch_stride)
@@ -107,6 +113,7 @@ class MViT(Trunk, Backbone):
                 adaptive_kv_stride,
                 adaptive_window_size,
                 drop_path_rate,
+                dim_mul_in_att,
             )[: deepest + 1],
             input_size=size,
             patch_kernel=tuple(patch_kernel),
@@ -216,6 +223,7 @@ def _blocks(
     kv_stride: int,
     window_size: int,
     drop_path_rate: float,
+    dim_mul_in_att: bool,
 ) -> tuple[WindowBlockSpec, ...]:
     check_positive("num_heads", num_heads)
     check_positive("adaptive_kv_stride", kv_stride)
@@ -227,10 +235,12 @@ def _blocks(
             kv_stride = max(kv_stride // 2, 1)
         # Quirk: the last block of the second and of the third stage pools kv twice as much.
         stride_kv = kv_stride * 2 if i in ends[1:3] else kv_stride
+        widens = first if dim_mul_in_att else i in ends[:-1]
+        dim_out = dim * 2 if widens else dim
         spec = WindowBlockSpec(
             dim=dim,
-            dim_att=dim * 2 if first else dim,
-            dim_out=dim * 2 if first else dim,
+            dim_att=dim_out if dim_mul_in_att else dim,
+            dim_out=dim_out,
             num_heads=num_heads,
             thw=hw,
             stride_q=(2, 2) if first else (1, 1),

@@ -37,6 +37,7 @@ def add_mvitv2_config(cfg: Any) -> None:
     node.ACT_CHECKPOINT = False
     node.PRETRAIN_IMG_SIZE = 224
     node.PRETRAIN_USE_CLS_TOKEN = True
+    node.DIM_MUL_IN_ATT = True  # False for the published IN-1K L
     node.OUT_FEATURES = ["scale2", "scale3", "scale4", "scale5"]
     cfg.MODEL.MVITV2 = node
 
@@ -93,4 +94,5 @@ def backbone_kwargs(cfg: Any) -> dict[str, Any]:
         "pretrain_img_size": node.PRETRAIN_IMG_SIZE,
         "pretrain_use_cls_token": node.PRETRAIN_USE_CLS_TOKEN,
         "out_features": tuple(node.OUT_FEATURES),
+        "dim_mul_in_att": node.DIM_MUL_IN_ATT,
     }

@@ -3,8 +3,9 @@
 The only place that edits state dicts.
 """
 
-from .load import inflate_state_dict, load_checkpoint
-from .reading import Checkpoint, read_checkpoint
+from .convert import convert_state_dict
+from .load import fit_checkpoint, inflate_state_dict, load_checkpoint
+from .reading import Checkpoint, read_checkpoint, read_content
 from .report import CheckpointError, Entry, LoadReport
 
 __all__ = [
@@ -12,7 +13,10 @@ __all__ = [
     "CheckpointError",
     "Entry",
     "LoadReport",
+    "convert_state_dict",
+    "fit_checkpoint",
     "inflate_state_dict",
     "load_checkpoint",
     "read_checkpoint",
+    "read_content",
 ]

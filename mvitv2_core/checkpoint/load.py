@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..config import MViTConfig
 from ..model import MViT, MViTClassifier
-from .fit import fit_state_dict, is_clip
+from .download import official_path
+from .fit import fit_state_dict
+from .layout import Layout, read_layout
+from .names import Named, to_project
+from .positions import is_clip
 from .reading import check_tensors, plain_state, read_checkpoint
+from .registry import OFFICIAL
 from .report import CheckpointError, Entry, LoadReport, listing, matches
 
 HEAD = ("head",)
@@ -32,7 +38,8 @@ def load_checkpoint(
 
     Args:
         model: this project's trunk, classifier, detectron2 backbone or PySlowFast model.
-        path_or_state: a ``.pyth``, ``.pth``, ``.pt``, ``.pkl`` or ``.safetensors`` file, or
+        path_or_state: a ``.pyth``, ``.pth``, ``.pt``, ``.pkl`` or ``.safetensors`` file, one of
+            the official weights by name (MODEL_ZOO.md), which is downloaded on first use, or
             tensors by name.
         allow_new: names of the model's tensors, or of modules that hold them, that may keep their
             present values where the file has nothing that fits: ``("head",)`` for a new number of
@@ -56,45 +63,84 @@ def load_checkpoint(
         state = plain_state(file, path_or_state)
         check_tensors(file, state)
     else:
-        checkpoint = read_checkpoint(path_or_state)
+        path = os.fspath(path_or_state)
+        known = path in OFFICIAL and not os.path.exists(path)
+        checkpoint = read_checkpoint(official_path(path) if known else path)
         file, state = checkpoint.file, checkpoint.state
     held = model.state_dict()
     if any(value.device.type == "meta" for value in held.values()):
         raise ValueError("model must hold its tensors: it is on the meta device")
-    shapes = {name: tuple(value.shape) for name, value in held.items()}
-    fitted, entries = fit_state_dict(state, shapes, model.config)
-    report = LoadReport(file, tuple(entries))
-    _judge(report, tuple(allow_new), tuple(allow_unused))
+    named = to_project(file, state)
+    fitted, report = _fit(file, named, held, model.config)
+    allow = tuple(allow_new), tuple(allow_unused)
+    _judge(report, *allow, read_layout(named.state), read_layout(held))
     with torch.no_grad():
         for name, value in fitted.items():
             held[name].copy_(value)  # state_dict() shares the model's memory
     return report
 
 
-def _judge(report: LoadReport, allow_new: Iterable[str], allow_unused: Iterable[str]) -> None:
-    new = [name for name in report.names("new") if not matches(name, allow_new)]
-    replaced = {name for name in report.names("new") if matches(name, allow_new)}
-    unused = [
-        name
-        for name in report.names("unused")
-        if name not in replaced and not matches(name, allow_unused)
+def fit_checkpoint(
+    model: MViT, state: Mapping[str, Tensor], file: str = "the given tensors"
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """A checkpoint's tensors at the names and shapes of ``model``, without loading them.
+
+    For adapters whose trainers load by themselves: nothing is judged.
+
+    Raises:
+        CheckpointError: names of no known format.
+    """
+    return _fit(file, to_project(file, state), model.state_dict(), model.config)
+
+
+def _fit(
+    file: str, named: Named, held: Mapping[str, Tensor], config: MViTConfig
+) -> tuple[dict[str, Tensor], LoadReport]:
+    shapes = {name: tuple(value.shape) for name, value in held.items()}
+    fitted, entries = fit_state_dict(named.state, shapes, config)
+    entries = [
+        entry if entry.source is None else replace(entry, source=named.sources[entry.source])
+        for entry in entries
     ]
-    if new or unused:
-        notes = {(e.status, e.name): e for e in report.entries}
-        causes = []
-        misfits = [name for name in new if name in set(report.names("unused"))]
-        for name in misfits[:6]:
-            theirs, ours = notes["unused", name].source_shape, notes["new", name].shape
-            causes.append(f"{name} is {theirs} in the file and {ours} in the model")
-        missing = [name for name in new if name not in misfits]
-        if missing:
-            causes.append(f"missing in the file ({len(missing)}): {listing(missing)}")
-        extra = [name for name in unused if name not in misfits]
-        if extra:
-            causes.append(f"without a place in the model ({len(extra)}): {listing(extra)}")
-        raise CheckpointError(
-            f"{report.file}: does not match the model: {'; '.join(causes)}", report
-        )
+    return fitted, LoadReport(file, tuple(entries), named.format)
+
+
+def _judge(
+    report: LoadReport,
+    allow_new: Iterable[str],
+    allow_unused: Iterable[str],
+    theirs: Layout,
+    ours: Layout,
+) -> None:
+    """Raise CheckpointError unless everything is in place or allowed not to be."""
+    entries = {(entry.status, entry.name): entry for entry in report.entries}
+    replaced = {name for name in report.names("new") if matches(name, allow_new)}
+    new = [name for name in report.names("new") if name not in replaced]
+    unused = []
+    for entry in report.entries:
+        names = {entry.name, entry.source or entry.name}
+        allowed = entry.name in replaced or any(matches(name, allow_unused) for name in names)
+        if entry.status == "unused" and not allowed:
+            unused.append(entry.name)
+    if not new and not unused:
+        return
+    causes = []
+    if theirs.structure != ours.structure:
+        causes.append(f"the file holds {theirs}, the model is {ours}")
+    misfits = [name for name in new if ("unused", name) in entries]
+    for name in misfits[:6]:
+        has, wants = entries["unused", name].source_shape, entries["new", name].shape
+        causes.append(f"{name} is {has} in the file and {wants} in the model")
+    if len(misfits) > 6:
+        causes.append(f"{len(misfits) - 6} more shapes differ")
+    missing = [name for name in new if name not in misfits]
+    if missing:
+        causes.append(f"missing in the file ({len(missing)}): {listing(missing)}")
+    extra = [name for name in unused if name not in misfits]
+    if extra:
+        causes.append(f"without a place in the model ({len(extra)}): {listing(extra)}")
+    cause = "; ".join(causes)
+    raise CheckpointError(f"{report.file}: does not match the model: {cause}", report)
 
 
 def inflate_state_dict(
@@ -108,8 +154,8 @@ def inflate_state_dict(
     has no counterpart stays out of the result and stands in the entries as "new" or "unused".
 
     Args:
-        state: image checkpoint under the official names; pools may be (C, 1, 3, 3) or
-            (C, 1, 1, 3, 3). It is not changed.
+        state: image checkpoint under the names of any known format; pools may be (C, 1, 3, 3)
+            or (C, 1, 1, 3, 3). It is not changed.
         config: of the clip model.
 
     Returns:
@@ -122,12 +168,12 @@ def inflate_state_dict(
     file = "the image checkpoint"
     state = plain_state(file, state)
     check_tensors(file, state)
-    if is_clip(state):
+    named = to_project(file, state)
+    if is_clip(named.state):
         raise CheckpointError(f"{file}: is a clip model's already: it needs no inflation")
     with torch.device("meta"):
         held = MViTClassifier(config).state_dict()
-    shapes = {name: tuple(value.shape) for name, value in held.items()}
-    fitted, entries = fit_state_dict(state, shapes, config)
+    fitted, report = _fit(file, named, held, config)
     allowed = (*HEAD, "cls_token")
-    _judge(LoadReport(file, tuple(entries)), allowed, allowed)
-    return fitted, entries
+    _judge(report, allowed, allowed, read_layout(named.state), read_layout(held))
+    return fitted, list(report.entries)

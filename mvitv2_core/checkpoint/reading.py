@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .report import CheckpointError, listing
-from .unpickle import RefusedGlobal, numpy_globals, read_pickle
+from .unpickle import RefusedGlobal, load_torch, read_pickle
 
 # Where the ecosystems keep the weights inside of what they save.
 NESTS = ("model_state", "state_dict", "model")
@@ -64,11 +64,31 @@ def read_checkpoint(path: str | os.PathLike[str], check: bool = True) -> Checkpo
     return Checkpoint(file, container, nest, state, beside)
 
 
-def _read(file: str) -> tuple[str, Any]:
+def read_content(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Everything that a checkpoint file holds, read as ``read_checkpoint`` reads it.
+
+    Raises:
+        CheckpointError: as there.
+    """
+    return _read(os.fspath(path))[1]
+
+
+def _read(file: str) -> tuple[str, Mapping[Any, Any]]:
+    container, content = _read_any(file)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{file}: holds a {type(content).__name__}, not tensors by name")
+    return container, content
+
+
+def _read_any(file: str) -> tuple[str, Any]:
     path = Path(file)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise CheckpointError(f"{file}: the name must end in one of {', '.join(SUFFIXES)}")
+        what = "is a directory" if path.is_dir() else "no checkpoint by its name"
+        raise CheckpointError(
+            f"{file}: {what}: a file must end in {', '.join(SUFFIXES)}, or be one of the "
+            f"official names in MODEL_ZOO.md"
+        )
     try:
         if path.is_dir():
             raise CheckpointError(f"{file}: is a directory, not a checkpoint file")
@@ -81,38 +101,25 @@ def _read(file: str) -> tuple[str, Any]:
             if suffix in PICKLES and stream.read(4) != b"PK\x03\x04":
                 stream.seek(0)
                 return "pickle", read_pickle(stream, size)
-        return "torch", _read_torch(file)
+        return "torch", load_torch(file, mmap=zipfile.is_zipfile(file))
     except CheckpointError:
         raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: no such file") from error
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from error
     except RefusedGlobal as error:
         raise CheckpointError(
             f"{file}: asks for {error}, which a checkpoint has no need of; nothing of it was run"
         ) from error
     except Exception as error:  # damaged files make readers raise anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a wild seek
+            raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from error
         raise CheckpointError(f"{file}: damaged or not a checkpoint: {_first(error)}") from error
 
 
 def _first(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    # torch's first lines advise to read such files unsafely
+    lines = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-def _read_torch(file: str) -> Any:
-    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
-    try:
-        with numpy_globals():
-            return torch.load(file, mmap=zipfile.is_zipfile(file), **options)
-    except Exception as error:
-        asked = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class) (\S+)", str(error))
-        if asked is None:
-            asked = re.search(r"Trying to \w+ unsupported (?:GLOBAL|class) (\S+)", str(error))
-        if asked is not None:
-            raise RefusedGlobal(asked[1]) from error
-        raise
 
 
 def _read_safetensors(file: str) -> dict[str, Tensor]:
@@ -126,9 +133,9 @@ def _read_safetensors(file: str) -> dict[str, Tensor]:
         return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
 
 
-def _unwrap(file: str, content: Any) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{file}: holds a {type(content).__name__}, not tensors by name")
+def _unwrap(
+    file: str, content: Mapping[Any, Any]
+) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
     nests = [nest for nest in NESTS if isinstance(content.get(nest), Mapping)]
     if len(nests) > 1:
         raise CheckpointError(f"{file}: holds weights under each of {', '.join(nests)}")

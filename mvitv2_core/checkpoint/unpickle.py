@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import IO, Any
@@ -125,8 +126,28 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> torch
 
 def _storage(data: Any) -> Any:
     """What torch does when a tensor is pickled plainly: a torch file inside of the pickle."""
-    with numpy_globals():
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return load_torch(io.BytesIO(data))
+
+
+def load_torch(source: str | IO[bytes], mmap: bool = False) -> Any:
+    """``torch.load(weights_only=True)`` on the CPU, with numpy scalars admitted.
+
+    Args:
+        source: path or stream of a torch file.
+        mmap: map the file into memory; only for paths of zip files.
+
+    Raises:
+        RefusedGlobal: it asks for anything but tensors and plain containers.
+        Exception: whatever a damaged file leads to.
+    """
+    try:
+        with numpy_globals():
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:
+        asked = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
+        if asked is None:
+            raise
+        raise RefusedGlobal(asked[1]) from error
 
 
 class _Unpickler(pickle.Unpickler):
@@ -142,7 +163,7 @@ class _Unpickler(pickle.Unpickler):
         return known
 
     def persistent_load(self, pid: Any) -> Any:
-        raise RefusedGlobal("an object kept outside of the file")
+        raise pickle.UnpicklingError("refers to an object outside of the file")
 
 
 def read_pickle(stream: IO[bytes], size: int) -> Any:

@@ -1,37 +1,12 @@
 """Our classifier against timm's and torchvision's MViTv2: mapped weights, both in float64."""
 
-import re
-
 import pytest
 import torch
 from torch import nn
 
 from mvitv2_core import MViTClassifier, MViTConfig
+from mvitv2_core.checkpoint.names import from_project
 from tests.compare import error, gradient_error, loss_of, randomize
-
-# torchvision's name of each of our parameters, as regular expressions.
-TORCHVISION = [
-    (r"^patch_embed\.proj", "conv_proj"),
-    (r"^cls_token", "pos_encoding.class_token"),
-    (r"^blocks\.(\d+)\.attn\.pool_([qkv])\.", r"blocks.\1.attn.pool_\2.pool."),
-    (r"^blocks\.(\d+)\.attn\.norm_([qkv])\.", r"blocks.\1.attn.pool_\2.norm_act.0."),
-    (r"^blocks\.(\d+)\.attn\.proj\.", r"blocks.\1.attn.project.0."),
-    (r"^blocks\.(\d+)\.mlp\.fc1\.", r"blocks.\1.mlp.0."),
-    (r"^blocks\.(\d+)\.mlp\.fc2\.", r"blocks.\1.mlp.3."),
-    (r"^blocks\.(\d+)\.proj\.", r"blocks.\1.project."),
-    (r"^head\.projection\.", "head.1."),
-]
-TIMM = [
-    (r"^patch_embed\.proj", "patch_embed.proj"),
-    (r"^head\.projection\.", "head.fc."),
-    (r"^blocks\.(\d+)\.proj\.", r"blocks.\1.shortcut_proj_attn."),
-]
-
-
-def rename(name: str, rules: list[tuple[str, str]]) -> str:
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def compare(
@@ -57,7 +32,7 @@ def test_torchvision_mvit_v2_s() -> None:
     reference = randomize(video.mvit_v2_s(num_classes=13).double()).eval()
     config = MViTConfig.variant("S", (16, 224, 224), num_classes=13)
     ours = MViTClassifier(config).double().eval()
-    names = {name: rename(name, TORCHVISION) for name, _ in ours.named_parameters()}
+    _, names = from_project(ours.state_dict(), "torchvision")
     compare(ours, reference, names, torch.randn(1, 3, 16, 224, 224, dtype=torch.float64))
 
 
@@ -80,17 +55,7 @@ def test_timm(name: str, variant: str, size: int) -> None:
     in_att = variant != "L"
     config = MViTConfig.variant(variant, (size, size), num_classes=13, dim_mul_in_att=in_att)
     ours = MViTClassifier(config).double().eval()
-    # timm numbers blocks inside stages: 0, 1 ... -> stages.s.blocks.b
-    places, depths = [], [len(stage.blocks) for stage in reference.stages]
-    for stage, depth in enumerate(depths):
-        places += [f"stages.{stage}.blocks.{block}" for block in range(depth)]
+    _, names = from_project(ours.state_dict(), "timm")
     theirs = dict(reference.named_parameters())
-    names = {}
-    for key, _ in ours.named_parameters():
-        target = rename(key, TIMM)
-        if not in_att:
-            target = target.replace("shortcut_proj_attn", "shortcut_proj_mlp")
-        target = re.sub(r"^blocks\.(\d+)", lambda m: places[int(m[1])], target)
-        names[key] = target
     assert set(names.values()) == set(theirs), set(names.values()) ^ set(theirs)
     compare(ours, reference, names, torch.randn(1, 3, size, size, dtype=torch.float64))

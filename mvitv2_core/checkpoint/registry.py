@@ -1,0 +1,147 @@
+"""Official weights by name. Every figure is the authors', none was measured by this project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from ..config import MViTConfig
+
+_FBAI = "https://dl.fbaipublicfiles.com"
+_IMAGE = f"{_FBAI}/mvit/mvitv2_models/"
+_VIDEO = f"{_FBAI}/pyslowfast/model_zoo/mvitv2/pysf_video_models/"
+_MVITV2 = f"{_FBAI}/detectron2/MViTv2/"
+_VITDET = f"{_FBAI}/detectron2/ViTDet/"
+
+
+@dataclass(frozen=True)
+class Official:
+    """One published file.
+
+    Args:
+        url: where its authors keep it.
+        format: whose names it has.
+        variant: T, S, B, L or H.
+        task: what it was trained on.
+        published: the authors' figure, not measured by this project.
+        config: makes the config of the classifier that it fits; None for detectors, whose
+            backbone comes from the detectron2 config.
+        recipe: the official config that it was trained with.
+    """
+
+    url: str
+    format: str
+    variant: str
+    task: str
+    published: str
+    config: Callable[[], MViTConfig] | None
+    recipe: str
+
+    @property
+    def file(self) -> str:
+        """Its name in the cache: the URL's last part, with the model's where that says nothing."""
+        parts = self.url.split("/")
+        return parts[-1] if self.format != "detectron2" else f"{parts[-3]}-{parts[-1]}"
+
+
+def _image(size: str, data: str, published: str, **options: object) -> tuple[str, Official]:
+    recipe = "facebookresearch/mvit configs"
+    names = {"T": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge"}
+    official = Official(
+        url=f"{_IMAGE}MViTv2_{size}_{data}.pyth",
+        format="image",
+        variant=size,
+        task={"in1k": "ImageNet-1K at 224", "in21k": "ImageNet-21K at 224"}[data],
+        published=published,
+        config=partial(MViTConfig.variant, size, **options),  # type: ignore[arg-type]
+        recipe=f"{recipe}/test/MVITv2_{size}_test.yaml" if data == "in1k" else "none published",
+    )
+    return f"mvitv2_{names[size]}_{data}", official
+
+
+def _clip(
+    name: str,
+    size: str,
+    task: str,
+    published: str,
+    file: str,
+    recipe: str,
+    config: Callable[[], MViTConfig],
+) -> tuple[str, Official]:
+    return name, Official(
+        f"{_VIDEO}{file}.pyth", "slowfast", size, task, published, config, f"PySlowFast {recipe}"
+    )
+
+
+def _detector(
+    name: str, size: str, project: str, recipe: str, published: str, path: str
+) -> tuple[str, Official]:
+    root = {"MViTv2": _MVITV2, "ViTDet": _VITDET}[project]
+    task = "LVIS" if "LVIS" in recipe else "COCO"
+    recipe = f"detectron2 projects/{project}/configs/{recipe}.py"
+    return name, Official(f"{root}{path}.pkl", "detectron2", size, task, published, None, recipe)
+
+
+def _video(size: str, frames: int, side: int, classes: int) -> Callable[[], MViTConfig]:
+    return partial(MViTConfig.variant, size, (frames, side, side), num_classes=classes)
+
+
+_IN21K = {"cls_token": True, "num_classes": 19168}
+_CASCADE = "cascade_mask_rcnn_mvitv2"
+
+# fmt: off
+OFFICIAL: dict[str, Official] = dict([
+    _image("T", "in1k", "top-1 82.3"),
+    _image("S", "in1k", "top-1 83.6"),
+    _image("B", "in1k", "top-1 84.4"),
+    _image("L", "in1k", "top-1 85.3", dim_mul_in_att=False),
+    _image("B", "in21k", "none given", **_IN21K),
+    _image("L", "in21k", "top-1 87.5 after fine-tuning on ImageNet-1K", **_IN21K),
+    _image("H", "in21k", "top-1 88.0 after fine-tuning on ImageNet-1K", **_IN21K),
+    _clip("mvitv2_small_16x4_k400", "S", "Kinetics-400", "top-1 81.0",
+          "MViTv2_S_16x4_k400_f302660347", "configs/Kinetics/MVITv2_S_16x4.yaml",
+          _video("S", 16, 224, 400)),
+    _clip("mvitv2_base_32x3_k400", "B", "Kinetics-400", "top-1 82.9",
+          "MViTv2_B_32x3_k400_f304025456", "configs/Kinetics/MVITv2_B_32x3.yaml",
+          _video("B", 32, 224, 400)),
+    _clip("mvitv2_large_40x3_k400", "L", "Kinetics-400", "top-1 86.1",
+          "MViTv2_L_40x3_k400_f306903192", "configs/Kinetics/MVITv2_L_40x3_test.yaml",
+          _video("L", 40, 312, 400)),
+    _clip("mvitv2_small_16x4_ssv2", "S", "Something-Something v2", "top-1 68.2",
+          "MViTv2_S_16x4_ssv2_f308341823", "configs/SSv2/MVITv2_S_16x4.yaml",
+          _video("S", 16, 224, 174)),
+    _clip("mvitv2_base_32x3_ssv2", "B", "Something-Something v2", "top-1 70.5",
+          "MViTv2_B_32x3_ssv2_f305803282", "configs/SSv2/MVITv2_B_32x3.yaml",
+          _video("B", 32, 224, 174)),
+    _clip("mvitv2_large_40x3_ssv2", "L", "Something-Something v2", "top-1 73.3",
+          "MViTv2_L_40x3_ssv2_f309603968", "configs/SSv2/MVITv2_L_40x3.yaml",
+          _video("L", 40, 312, 174)),
+    _detector("mask_rcnn_mvitv2_t_3x", "T", "MViTv2", "mask_rcnn_mvitv2_t_3x",
+              "box 48.3, mask 43.8", "mask_rcnn_mvitv2_t_3x/f307611773/model_final_1a1c30"),
+    _detector(f"{_CASCADE}_t_3x", "T", "MViTv2", f"{_CASCADE}_t_3x",
+              "box 52.2, mask 45.0", f"{_CASCADE}_t_3x/f308344828/model_final_c6967a"),
+    _detector(f"{_CASCADE}_s_3x", "S", "MViTv2", f"{_CASCADE}_s_3x",
+              "box 53.2, mask 46.0", f"{_CASCADE}_s_3x/f308344647/model_final_279baf"),
+    _detector(f"{_CASCADE}_b_3x", "B", "MViTv2", f"{_CASCADE}_b_3x",
+              "box 54.1, mask 46.7", f"{_CASCADE}_b_3x/f308109448/model_final_421a91"),
+    _detector(f"{_CASCADE}_b_in21k_3x", "B", "MViTv2", f"{_CASCADE}_b_in21k_3x",
+              "box 54.9, mask 47.4", f"{_CASCADE}_b_in12k_3x/f309003202/model_final_be5168"),
+    _detector(f"{_CASCADE}_l_in21k_lsj_50ep", "L", "MViTv2", f"{_CASCADE}_l_in21k_lsj_50ep",
+              "box 55.8, mask 48.3", f"{_CASCADE}_l_in12k_lsj_50ep/f308099658/model_final_c41c5a"),
+    _detector(f"{_CASCADE}_h_in21k_lsj_3x", "H", "MViTv2", f"{_CASCADE}_h_in21k_lsj_3x",
+              "box 56.1, mask 48.5", f"{_CASCADE}_h_in12k_lsj_3x/f309013744/model_final_30d36b"),
+    _detector("coco_vitdet_mvitv2_b_in21k_100ep", "B", "ViTDet", f"COCO/{_CASCADE}_b_in21k_100ep",
+              "box 55.6, mask 48.1", f"COCO/{_CASCADE}_b_in21k/f325820315/model_final_8c3da3"),
+    _detector("coco_vitdet_mvitv2_l_in21k_50ep", "L", "ViTDet", f"COCO/{_CASCADE}_l_in21k_50ep",
+              "box 55.7, mask 48.3", f"COCO/{_CASCADE}_l_in21k/f325607715/model_final_2141b0"),
+    _detector("coco_vitdet_mvitv2_h_in21k_36ep", "H", "ViTDet", f"COCO/{_CASCADE}_h_in21k_36ep",
+              "box 55.9, mask 48.3", f"COCO/{_CASCADE}_h_in21k/f326187358/model_final_2234d7"),
+    _detector("lvis_vitdet_mvitv2_b_in21k_100ep", "B", "ViTDet", f"LVIS/{_CASCADE}_b_in21k_100ep",
+              "box 46.3, mask 42.0", f"LVIS/{_CASCADE}_b_in21k/329477206/model_final_a00567"),
+    _detector("lvis_vitdet_mvitv2_l_in21k_50ep", "L", "ViTDet", f"LVIS/{_CASCADE}_l_in21k_50ep",
+              "box 49.4, mask 44.2", f"LVIS/{_CASCADE}_l_in21k/329661552/model_final_7838a5"),
+    _detector("lvis_vitdet_mvitv2_h_in21k_50ep", "H", "ViTDet", f"LVIS/{_CASCADE}_h_in21k_50ep",
+              "box 49.5, mask 44.1", f"LVIS/{_CASCADE}_h_in21k/330445165/model_final_ad4220"),
+])
+# fmt: on

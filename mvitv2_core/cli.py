@@ -1,0 +1,226 @@
+"""The command ``mvitv2``: looks into checkpoints, converts, inflates and compares them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import CheckpointError, LoadReport, inflate_state_dict, read_checkpoint
+from .checkpoint.convert import convert_state_dict
+from .checkpoint.describe import diff_checkpoints, inspect_checkpoint, show_inspection
+from .checkpoint.download import official_path
+from .checkpoint.layout import read_layout
+from .checkpoint.names import DETECTOR, FORMATS, to_project
+from .checkpoint.registry import OFFICIAL
+from .checkpoint.writing import check_target, write_checkpoint
+from .config import VARIANTS, MViTConfig
+
+CONFIG_READERS = "mvitv2.config_readers"
+
+INSPECT = """\
+examples:
+  mvitv2 inspect MViTv2_T_in1k.pyth
+  mvitv2 inspect model_final.pkl --json
+  mvitv2 inspect mvitv2_tiny_in1k        (one of the official weights, downloaded on first use)
+"""
+CONVERT = """\
+examples:
+  mvitv2 convert MViTv2_T_in1k.pyth backbone.pth --to detectron2
+  mvitv2 convert model_final.pkl backbone.safetensors --to image
+  mvitv2 convert timm_tiny.safetensors MViTv2_T.pyth --to slowfast
+  mvitv2 convert MViTv2_T_in1k.pyth MViTv2_T_384.pyth --to image --size 384
+From a clip model to a format for images, the centre frame is taken.
+"""
+INFLATE = """\
+examples:
+  mvitv2 inflate MViTv2_S_in1k.pyth MViTv2_S_16x4_init.pyth --frames 16
+  mvitv2 inflate MViTv2_L_in21k.pyth L_init.pyth --frames 40 --size 312 --classes 400
+  mvitv2 inflate MViTv2_S_in1k.pyth init.pyth --config configs/Kinetics/MViTv2_S_16x4.yaml
+A head of another number of classes, and a class token that the image model lacks, stay out: the
+trainer starts them anew.
+"""
+DIFF = """\
+examples:
+  mvitv2 diff MViTv2_T_in1k.pyth timm_tiny.safetensors
+Names are compared in the project's terms, whatever the formats. The exit code is 0 where all
+tensors are equal, 1 where they are not.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0, 1 where ``diff`` finds any, 2 for errors."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (CheckpointError, ValueError) as error:
+        print(f"mvitv2: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mvitv2", description="Look into, convert, inflate and compare MViTv2 checkpoints."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, run: Callable[[Any], int], text: str, examples: str) -> Any:
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(run=run)
+        return command
+
+    inspect = add("inspect", _inspect, "say what a checkpoint file holds", INSPECT)
+    inspect.add_argument("file", metavar="FILE")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+
+    convert = add("convert", _convert, "write a checkpoint in another format", CONVERT)
+    _add_files(convert)
+    formats = "; ".join(f"{name}: {row.source}" for name, row in FORMATS.items())
+    convert.add_argument("--to", required=True, choices=FORMATS, help=formats)
+    convert.add_argument(
+        "--prefix",
+        nargs="?",
+        const=DETECTOR,
+        default="",
+        help=f"put in front of every name; {DETECTOR!r} where no value is given",
+    )
+    convert.add_argument("--size", type=_size, help="resample position tables: 384 or 288x512")
+    convert.add_argument("--frames", type=int, help="with --size, for clips: frames of a clip")
+
+    inflate = add(
+        "inflate", _inflate, "make a clip model's checkpoint of an image model's", INFLATE
+    )
+    _add_files(inflate)
+    inflate.add_argument("--config", help="PySlowFast YAML file of the clip model")
+    inflate.add_argument("--variant", choices=VARIANTS, help="default: the checkpoint's own")
+    inflate.add_argument("--frames", type=int, default=16, help="frames of a clip (default 16)")
+    inflate.add_argument("--size", type=_size, default=(224, 224), help="crop (default 224)")
+    inflate.add_argument("--classes", type=int, help="of the clip model; default: the checkpoint's")
+    inflate.add_argument("--kv-stride", type=int, default=8, help="of the first stage (default 8)")
+    inflate.add_argument("--no-cls-token", action="store_true", help="clip model without one")
+
+    diff = add("diff", _diff, "compare two checkpoints tensor by tensor", DIFF)
+    diff.add_argument("a", metavar="A")
+    diff.add_argument("b", metavar="B")
+    return parser
+
+
+def _add_files(command: Any) -> None:
+    command.add_argument("input", metavar="IN", help="file, or name of official weights")
+    command.add_argument("output", metavar="OUT", help=".pyth, .pth, .pt, .safetensors or .pkl")
+    command.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    command.add_argument("--json", action="store_true", help="print the report as JSON")
+    command.add_argument("--quiet", action="store_true", help="print the summary alone")
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if found is None or not int(found[1]) or not int(found[2] or 1):
+        raise argparse.ArgumentTypeError(f"must be N or HxW, got {text!r}")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _file(name: str) -> str:
+    return official_path(name) if name in OFFICIAL and not os.path.exists(name) else name
+
+
+def _inspect(options: Any) -> int:
+    facts = inspect_checkpoint(_file(options.file))
+    print(json.dumps(facts, indent=2) if options.json else show_inspection(facts))
+    return 0
+
+
+def _convert(options: Any) -> int:
+    check_target(options.output, options.to, options.force)
+    if options.frames is not None and options.size is None:
+        raise ValueError("--frames needs --size")
+    checkpoint = read_checkpoint(_file(options.input))
+    size = options.size
+    if options.frames is not None:
+        size = (options.frames, *size)
+    state, report = convert_state_dict(
+        checkpoint.state,
+        options.to,
+        prefix=options.prefix,
+        input_size=size,
+        file=checkpoint.file,
+    )
+    write_checkpoint(options.output, state, options.to, options.force)
+    _print(report, options)
+    return 0
+
+
+def _inflate(options: Any) -> int:
+    check_target(options.output, "slowfast", options.force)
+    checkpoint = read_checkpoint(_file(options.input))
+    if options.config is not None:
+        config = read_config_file(options.config)
+    else:
+        named = to_project(checkpoint.file, checkpoint.state)
+        layout = read_layout(named.known)
+        variant = options.variant or layout.variant
+        if variant is None:
+            raise ValueError(f"--variant or --config is needed: {checkpoint.file} holds {layout}")
+        config = MViTConfig.variant(
+            variant,
+            (options.frames, *options.size),
+            kv_stride=options.kv_stride,
+            dim_mul_in_att=layout.in_att is not False,
+            cls_token=not options.no_cls_token,
+            num_classes=options.classes or layout.num_classes or 1000,
+        )
+    state, entries = inflate_state_dict(checkpoint.state, config)
+    write_checkpoint(options.output, state, "slowfast", options.force)
+    _print(LoadReport(checkpoint.file, tuple(entries)), options)
+    return 0
+
+
+def _diff(options: Any) -> int:
+    equal, text = diff_checkpoints(_file(options.a), _file(options.b))
+    print(text)
+    return 0 if equal else 1
+
+
+def _print(report: LoadReport, options: Any) -> None:
+    if options.json:
+        print(report.to_json(indent=2))
+    else:
+        print(report.summary() if options.quiet else report)
+
+
+def read_config_file(file: str) -> MViTConfig:
+    """The model config of another trainer's config file.
+
+    Readers come from adapters, which core does not know: packages name them by file ending in
+    the entry point group ``mvitv2.config_readers``.
+
+    Raises:
+        ValueError: no reader for such files is installed.
+    """
+    suffix = Path(file).suffix.removeprefix(".")
+    for reader in entry_points(group=CONFIG_READERS):
+        if reader.name == suffix:
+            return reader.load()(file)
+    raise ValueError(
+        f"{file}: nothing installed reads .{suffix} configs; install this project (pip install .) "
+        f"and PySlowFast, or use --variant, --frames and --size"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Official image checkpoints through detectron2's unmodified trainers.
+
+detectron2's ``DetectionCheckpointer`` skips tensors of another shape with a warning, so that
+position tables of another nominal size would stay at zero, and matches names by their endings. It
+offers no hook, so two of its methods are wrapped: for models that hold this project's backbone,
+and for no others, the checkpoint is fitted to the backbone first.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import Tensor, nn
+
+from mvitv2_core import LoadReport, MViT
+from mvitv2_core.checkpoint import CheckpointError, fit_checkpoint, read_content
+from mvitv2_core.checkpoint.reading import NESTS, plain_state
+from mvitv2_core.checkpoint.report import listing
+
+SAFE_SUFFIXES = (".pkl", ".pyth", ".safetensors")
+
+
+def install() -> None:
+    """Wrap ``DetectionCheckpointer``; doing it again changes nothing."""
+    if hasattr(DetectionCheckpointer, "_mvitv2_wrapped"):
+        return
+    load_file, load_model = DetectionCheckpointer._load_file, DetectionCheckpointer._load_model
+
+    @functools.wraps(load_file)
+    def safe_load_file(self: Any, filename: str) -> Any:
+        if not _backbones(self.model) or not filename.endswith(SAFE_SUFFIXES):
+            return load_file(self, filename)
+        content = read_content(filename)
+        if filename.endswith(".pkl") and "model" not in content:
+            return load_file(self, filename)  # Caffe2's: just read without running anything
+        return content if "model" in content else {"model": content}
+
+    @functools.wraps(load_model)
+    def fitted_load_model(self: Any, checkpoint: Any) -> Any:
+        backbones = _backbones(self.model)
+        if backbones:
+            checkpoint = _fit(checkpoint, backbones, self.logger)
+        return load_model(self, checkpoint)
+
+    DetectionCheckpointer._load_file = safe_load_file
+    DetectionCheckpointer._load_model = fitted_load_model
+    DetectionCheckpointer._mvitv2_wrapped = True
+
+
+def _backbones(model: nn.Module) -> dict[str, MViT]:
+    """This project's models inside of ``model``, by the prefix of their names."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, MViT)}
+    return {f"{name}." if name else "": module for name, module in found.items()}
+
+
+def _fit(
+    checkpoint: dict[str, Any], backbones: Mapping[str, MViT], logger: logging.Logger
+) -> dict[str, Any]:
+    """The checkpoint with every tensor that belongs to a backbone at its name and shape."""
+    content = checkpoint["model"]
+    for nest in NESTS:
+        if isinstance(content.get(nest), Mapping):
+            content = content[nest]
+    state = plain_state("the checkpoint", content)
+    own = {prefix: _inside(state, prefix) for prefix in backbones}
+    if any(own.values()):
+        for prefix, inside in own.items():
+            fitted, report = fit_checkpoint(backbones[prefix], inside)
+            state.update({prefix + name: value for name, value in fitted.items()})
+            _log(logger, prefix, report)
+        return {**checkpoint, "model": state}
+    if len(backbones) > 1:
+        return checkpoint
+    # A classifier's or another library's file: none of its names is the detector's.
+    prefix, backbone = next(iter(backbones.items()))
+    try:
+        fitted, report = fit_checkpoint(backbone, state)
+    except CheckpointError:  # not an MViTv2's: detectron2 matches what it can
+        return checkpoint
+    state = {prefix + name: value for name, value in fitted.items()}
+    _log(logger, prefix, report)
+    return {**checkpoint, "model": state, "matching_heuristics": False}
+
+
+def _inside(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under ``prefix``, without it; none where it is empty and nothing tells."""
+    if not prefix:
+        return {}
+    return {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
+
+
+def _log(logger: logging.Logger, prefix: str, report: LoadReport) -> None:
+    counts = ", ".join(f"{count} {status}" for status, count in report.counts().items() if count)
+    logger.info(f"MViTv2 {prefix.rstrip('.') or 'model'} from {report.format} names: {counts}")
+    for status, text in (("new", "kept at initial values"), ("unused", "not used")):
+        names = report.names(status)  # type: ignore[arg-type]
+        if names:
+            logger.warning(f"MViTv2 {text}: {listing(names)}")

@@ -1,0 +1,16 @@
+"""ViTDet's recipe on LVIS v1, MViTv2-L from IN-21K, 50 epochs. Published: box 49.4, mask 44.2.
+
+Image: https://dl.fbaipublicfiles.com/mvit/mvitv2_models/MViTv2_L_in21k.pyth
+Detector: https://dl.fbaipublicfiles.com/detectron2/ViTDet/
+LVIS/cascade_mask_rcnn_mvitv2_l_in21k/329661552/model_final_7838a5.pkl
+"""
+
+from ...common.mask_rcnn import size
+from ...common.schedule import steps
+from .cascade_mask_rcnn_mvitv2_b_in21k_100ep import dataloader, model, optimizer, train
+
+model.backbone.bottom_up.update(**size("L"), drop_path_rate=0.5)
+train.init_checkpoint = "detectron2://ImageNetPretrained/mvitv2/MViTv2_L_in21k.pyth"
+train.max_iter = 78125
+lr_multiplier = steps(train.max_iter, [69444, 75231])
+optimizer.lr = 4e-5

@@ -1,0 +1,218 @@
+"""Downloads against a local server that breaks off, stalls and answers with errors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvitv2_core import CheckpointError, MViTClassifier, load_checkpoint
+from mvitv2_core.checkpoint import download as download_module
+from mvitv2_core.checkpoint.download import download
+from mvitv2_core.checkpoint.registry import OFFICIAL, Official
+from tests.core.test_inflate import small
+
+BODY = bytes(range(256)) * 4096  # 1 MiB, of which no two parts are alike by chance
+Answer = Callable[[BaseHTTPRequestHandler, int], None]
+
+
+class Server:
+    """Serves on 127.0.0.1; ``answers`` are taken in turn, the last one again and again."""
+
+    def __init__(self) -> None:
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.ranges.append(self.headers.get("Range"))
+                index = min(len(outer.ranges), len(outer.answers)) - 1
+                outer.answers[index](self, int((outer.ranges[-1] or "bytes=0-")[6:-1]))
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.ranges: list[str | None] = []
+        self.answers: list[Answer] = []
+        self.done = threading.Event()
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
+        self.thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http.server_port}/weights.pyth"
+
+    def close(self) -> None:
+        self.done.set()
+        self.http.shutdown()
+        self.http.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(download_module.time, "sleep", lambda _: None)
+    server = Server()
+    yield server
+    server.close()
+
+
+def serve(length: int | None = None, resume: bool = True, body: bytes = BODY) -> Answer:
+    """Sends the file, or only its first ``length`` bytes from where the request starts."""
+
+    def answer(handler: BaseHTTPRequestHandler, start: int) -> None:
+        start = start if resume else 0
+        part = body[start:]
+        handler.send_response(206 if start else 200)
+        handler.send_header("Content-Length", str(len(part)))
+        handler.end_headers()
+        handler.wfile.write(part if length is None else part[:length])
+        handler.close_connection = True
+
+    return answer
+
+
+def fail(code: int) -> Answer:
+    return lambda handler, _: handler.send_error(code)
+
+
+def stall(server: Server, length: int) -> Answer:
+    """Sends some bytes, then nothing until the test ends."""
+
+    def answer(handler: BaseHTTPRequestHandler, start: int) -> None:
+        serve(length)(handler, start)
+        handler.wfile.flush()
+        server.done.wait(20)
+
+    return answer
+
+
+def test_whole_file(server: Server, tmp_path: Path) -> None:
+    server.answers = [serve()]
+    download(server.url, tmp_path / "new" / "x.pyth")
+    assert (tmp_path / "new" / "x.pyth").read_bytes() == BODY
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.pyth"]
+
+
+@pytest.mark.parametrize("length", [0, 1, 1000, 700_000])
+def test_broken_off_and_resumed(server: Server, tmp_path: Path, length: int) -> None:
+    server.answers = [serve(length), serve(length), serve()]
+    download(server.url, tmp_path / "x.pyth")
+    assert (tmp_path / "x.pyth").read_bytes() == BODY
+    if length:
+        assert server.ranges[1] == f"bytes={length}-"
+
+
+def test_server_that_cannot_resume(server: Server, tmp_path: Path) -> None:
+    server.answers = [serve(5000), serve(resume=False)]
+    download(server.url, tmp_path / "x.pyth")
+    assert (tmp_path / "x.pyth").read_bytes() == BODY
+
+
+def test_stalled_connection_is_given_up_and_resumed(server: Server, tmp_path: Path) -> None:
+    server.answers = [stall(server, 3000), serve()]
+    download(server.url, tmp_path / "x.pyth", timeout=0.5)
+    assert (tmp_path / "x.pyth").read_bytes() == BODY
+    assert server.ranges == [None, "bytes=3000-"]
+
+
+def test_passing_server_errors(server: Server, tmp_path: Path) -> None:
+    server.answers = [fail(500), fail(503), serve(9), fail(416), serve()]
+    download(server.url, tmp_path / "x.pyth", tries=5)
+    assert (tmp_path / "x.pyth").read_bytes() == BODY
+
+
+FAILURES: dict[str, tuple[Callable[[Server], Answer], str, int]] = {
+    "404": (lambda _: fail(404), "the server answered 404", 1),
+    "403": (lambda _: fail(403), "the server answered 403", 1),
+    "500": (lambda _: fail(500), "the server answered 500", 3),
+    "always broken off": (lambda _: serve(10), "broke off", 3),
+    "always stalled": (lambda server: stall(server, 10), "nothing came for 0.3 s", 3),
+    "silent": (lambda server: lambda *_: server.done.wait(20) and None, "0.3 s", 3),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_failures_leave_nothing(server: Server, tmp_path: Path, kind: str) -> None:
+    make, cause, tries = FAILURES[kind]
+    server.answers = [make(server)]
+    with pytest.raises(CheckpointError) as caught:
+        download(server.url, tmp_path / "x.pyth", timeout=0.3, tries=3)
+    assert server.url in str(caught.value) and cause in str(caught.value)
+    assert len(server.ranges) == tries
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_network(server: Server, tmp_path: Path) -> None:
+    url = server.url
+    server.close()
+    with pytest.raises(CheckpointError, match=r"no connection .* is there a network"):
+        download(url, tmp_path / "x.pyth", tries=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_schemes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    with pytest.raises(CheckpointError, match="only http and https"):
+        download(f"file://{tmp_path}/secret", tmp_path / "x.pyth")
+
+
+def test_unwritable_cache(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    server.answers = [serve()]
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        download(server.url, tmp_path / "file" / "x.pyth")
+
+
+def test_progress_on_a_terminal(
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server.answers = [serve()]
+    download(server.url, tmp_path / "quiet.pyth")
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(download_module.sys.stderr, "isatty", lambda: True, raising=False)
+    download(server.url, tmp_path / "x.pyth")
+    assert "weights.pyth [" + "#" * 30 + "]" in capsys.readouterr().err
+
+
+def test_load_by_name(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first use downloads into torch.hub's cache, the second one does not."""
+    source = MViTClassifier(small("T"))
+    torch.save({"model_state": source.state_dict()}, tmp_path / "served")
+    server.answers = [serve(40_000, body=(tmp_path / "served").read_bytes())] * 2
+    server.answers += [serve(body=(tmp_path / "served").read_bytes())]
+    row = Official(server.url, "image", "T", "a test", "none", None, "none")
+    monkeypatch.setitem(OFFICIAL, "mvitv2_toy", row)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    for _ in range(2):
+        model = MViTClassifier(small("T"))
+        report = load_checkpoint(model, "mvitv2_toy")
+        assert report.counts()["loaded"] == len(source.state_dict())
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, source.state_dict()[name])
+    assert len(server.ranges) == 3
+    assert (tmp_path / "home/hub/checkpoints/weights.pyth").is_file()
+
+
+def test_unknown_name_lists_what_there_is() -> None:
+    with pytest.raises(CheckpointError, match=r"neither a file nor one of .*mvitv2_tiny_in1k"):
+        download_module.official_path("mvitv2_micro_in1k")
+    with pytest.raises(CheckpointError, match=r"mvitv2_micro_in1k.*MODEL_ZOO"):
+        load_checkpoint(MViTClassifier(small("T")), "mvitv2_micro_in1k")
+
+
+def test_cache_names_are_distinct() -> None:
+    files = [row.file for row in OFFICIAL.values()]
+    assert len(set(files)) == len(files)
+    assert all("/" not in name and name.endswith((".pyth", ".pkl")) for name in files)
