@@ -10,13 +10,16 @@ trained and tested by PySlowFast's unmodified `tools/run_net.py`.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,18 +199,19 @@ def main() -> None:
 
 def what_is_missing() -> str:
     """What keeps the demo from running, and what to do about it; "" if nothing does."""
-    import importlib.util
-
     packages = [
         name for name in ("av", "matplotlib", "PIL", "tqdm") if not importlib.util.find_spec(name)
     ]
     if packages:
         return f"The video demo needs {', '.join(packages)}: run `make setup-video`."
+    logging.getLogger("mvitv2_slowfast").setLevel(logging.ERROR)  # it is said here, and once
     from mvitv2_slowfast.locate import HOW_TO_GET, PySlowFastError
     from mvitv2_slowfast.plugin import connect
 
     try:
-        root = connect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PySlowFast's packages say of each other
+            root = connect()
     except PySlowFastError as error:
         return str(error)
     if root is None:
