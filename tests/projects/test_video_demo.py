@@ -76,14 +76,10 @@ def test_without_pyslowfast_it_says_how_to_get_it(tmp_path: Path, variable: str)
     not os.environ.get("PYSLOWFAST_ROOT"),
     reason="needs PySlowFast: set PYSLOWFAST_ROOT to a checkout",
 )
-def test_short_run_twice(tmp_path: Path) -> None:
+def test_quick_run_twice(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     for _ in range(2):
-        result = run_demo(
-            tmp_path,
-            *("--image-epochs", "3", "--video-epochs", "3"),
-            root=os.environ["PYSLOWFAST_ROOT"],
-        )
+        result = run_demo(tmp_path, "--quick", root=os.environ["PYSLOWFAST_ROOT"])
         assert result.returncode == 0, result.stdout + result.stderr
         assert "epoch   3/3" in result.stdout
         assert "from scratch" in result.stdout
