@@ -75,8 +75,7 @@ def choose_path(device: str, head_dim: int, position_channels: int) -> str:
     """
     if not position_channels:
         return "fused"
-    width = head_dim + position_channels
-    if width + -width % HEAD_DIM_STEP > MAX_HEAD_DIM:
+    if head_dim + position_channels > MAX_HEAD_DIM:  # a multiple of the step itself
         return "chunked"
     return "chunked" if device == "cpu" and not torch.compiler.is_compiling() else "folded"
 

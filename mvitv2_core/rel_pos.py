@@ -159,7 +159,8 @@ def key_cells(
             shape[axis] = k_thw[axis]
             cells.append(eye.view(shape).expand(*k_thw, -1).flatten(0, -2))
         ones = torch.cat(cells, dim=-1)
-        fill = -(like.shape[-1] + ones.shape[-1]) % step
+        used = like.shape[-1] + ones.shape[-1]
+        fill = (used + step - 1) // step * step - used
         return F.pad(ones, (0, fill, int(cls_token), 0))
 
     key = ("cells", tuple(k_thw), tuple(axes), cls_token, step, like.shape[-1], device, dtype)

@@ -1,0 +1,189 @@
+"""Every attention path against the plain arithmetic, and the choice between them."""
+
+import itertools
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from mvitv2_core import MViTClassifier, MViTConfig, attend
+from mvitv2_core.config import stage_blocks
+from mvitv2_core.rel_pos import TensorCache, key_cells, rel_pos_index, rel_pos_terms
+from tests.compare import error, randomize
+
+GRIDS = {
+    "image": ((6, 5), (3, 2), (True, True)),
+    "same grid": ((4, 4), (4, 4), (True, True)),
+    "more keys than queries": ((2, 3), (5, 7), (True, True)),
+    "clip": ((3, 4, 5), (3, 2, 2), (True, True, True)),
+    "clip, space only": ((3, 4, 5), (2, 2, 2), (False, True, True)),
+    "one axis of three": ((3, 4, 5), (2, 2, 2), (True, False, False)),
+    "single cell": ((1, 1), (1, 1), (True, True)),
+}
+
+
+def tensors(name: str, cls_token: bool, heads: int = 2) -> tuple[list[Tensor], list]:
+    """q, k, v and position tables that need gradients, and the remaining arguments."""
+    q_thw, k_thw, used = GRIDS[name]
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    queries, keys = (torch.Size(g).numel() + cls_token for g in (q_thw, k_thw))
+    qkv = [draw(3, queries, heads, 4), draw(3, keys, heads, 4), draw(3, keys, heads, 4)]
+    # One row more than the live grid needs: tables are resampled.
+    tables = [
+        draw(2 * max(a, b), 4) if use else None
+        for a, b, use in zip(q_thw, k_thw, used, strict=True)
+    ]
+    return [*qkv, *(t for t in tables if t is not None)], [tables, q_thw, k_thw, cls_token]
+
+
+@pytest.mark.parametrize("path", ["chunked", "folded"])
+@pytest.mark.parametrize("cls_token", [False, True])
+@pytest.mark.parametrize("limit", [2**21, 40, 1])
+@pytest.mark.parametrize("name", GRIDS)
+def test_paths_equal_plain(
+    name: str, limit: int, cls_token: bool, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients, with chunks of the whole batch, of parts of a sample, of one query."""
+    if path == "folded" and limit != 1:
+        pytest.skip("only the chunked path has chunks")
+    monkeypatch.setattr(attend, "CHUNK_LOGITS", limit)
+    monkeypatch.setattr(attend, "choose_path", lambda *_: path)
+    leaves, rest = tensors(name, cls_token)
+    expected = attend.attend_plain(*leaves[:3], *rest)
+    got = attend.attend(*leaves[:3], *rest)
+    assert error(got, expected) < 1e-12
+    weight = torch.randn(expected.shape, dtype=torch.float64)
+    for ours, reference in zip(
+        torch.autograd.grad(got, leaves, weight),
+        torch.autograd.grad(expected, leaves, weight),
+        strict=True,
+    ):
+        assert error(ours, reference) < 1e-10 or reference.abs().max() < 1e-12
+
+
+def test_without_positions() -> None:
+    q, k, v = (torch.randn(2, n, 2, 4, dtype=torch.float64) for n in (6, 4, 4))
+    rest = ([None, None], (3, 2), (2, 2))
+    assert error(attend.attend(q, k, v, *rest), attend.attend_plain(q, k, v, *rest)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("device", "head_dim", "channels", "path"),
+    [
+        ("cuda", 96, 0, "fused"),
+        ("cpu", 96, 0, "fused"),
+        ("cpu", 96, 28, "chunked"),
+        ("cuda", 96, 28, "folded"),
+        ("cuda", 96, 160, "folded"),
+        ("cuda", 96, 161, "chunked"),  # 257 channels: no fused kernel takes them
+        ("cuda", 72, 177, "folded"),  # 249, padded to 256
+        ("cuda", 72, 185, "chunked"),
+    ],
+)
+def test_choice_of_path(device: str, head_dim: int, channels: int, path: str) -> None:
+    assert attend.choose_path(device, head_dim, channels) == path
+
+
+@pytest.mark.parametrize(("head_dim", "grid"), itertools.product([72, 96], [(14, 14), (8, 7, 7)]))
+def test_folded_heads_suit_fused_kernels(head_dim: int, grid: tuple[int, ...]) -> None:
+    """Flash, cuDNN and memory-efficient kernels want head sizes in steps of 8, up to 256."""
+    like = torch.empty(0, head_dim)
+    cells = key_cells(grid, range(len(grid)), True, attend.HEAD_DIM_STEP, like)
+    width = head_dim + cells.shape[1]
+    assert width % 8 == 0 and width <= attend.MAX_HEAD_DIM
+    assert cells[0].abs().sum() == 0  # the class token has no position
+
+
+@pytest.mark.parametrize(("q", "k"), itertools.product([1, 2, 7, 14, 56], [1, 3, 7, 14, 28]))
+def test_index_is_the_official_one(q: int, k: int) -> None:
+    """The formula as published, evaluated step by step in float32 as the official code does."""
+    q_coords = torch.arange(q)[:, None] * max(k / q, 1.0)
+    k_coords = torch.arange(k)[None, :] * max(q / k, 1.0)
+    official = ((q_coords - k_coords) + (k - 1) * max(q / k, 1.0)).long().flatten()
+    assert torch.equal(rel_pos_index(q, k, torch.device("cpu")), official)
+
+
+def test_terms_do_not_depend_on_memory_layout() -> None:
+    leaves, (tables, q_thw, k_thw, _) = tensors("clip", False)
+    q = leaves[0]
+    strided = q.detach().transpose(1, 2).contiguous().transpose(1, 2)
+    for a, b in zip(
+        rel_pos_terms(q, tables, q_thw, k_thw),
+        rel_pos_terms(strided, tables, q_thw, k_thw),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+def test_cache_is_bounded_and_safe() -> None:
+    """Least recently used entries go first; threads may share it; inference leaves no trace."""
+    cache = TensorCache(limit=10 * 8)
+    for i in range(100):
+        cache.get((i,), lambda: torch.zeros(2, dtype=torch.float32))
+    assert cache.size <= 80 and len(cache) == 10
+    with torch.inference_mode():
+        made = cache.get(("x",), lambda: torch.zeros(1))
+    assert not made.is_inference()
+    threads = [
+        threading.Thread(
+            target=lambda: [cache.get((j,), lambda: torch.zeros(2)) for j in range(50)]
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert cache.size <= 80
+    with torch.device("meta"):
+        assert cache.get(("meta",), lambda: torch.zeros(3, device="meta")).device.type == "meta"
+    assert ("meta",) not in cache._entries
+
+
+def test_no_queries_by_keys_tensor() -> None:
+    """Neither direction allocates as many elements as one sample has query-key pairs."""
+    sizes: list[int] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN
+            out = func(*args, **(kwargs or {}))
+            sizes.extend(
+                t.numel() for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, Tensor)
+            )
+            return out
+
+    q = torch.randn(1, 96 * 96, 1, 8, requires_grad=True)
+    k, v = (torch.randn(1, 48 * 48, 1, 8, requires_grad=True) for _ in range(2))
+    tables = [torch.randn(191, 8, requires_grad=True) for _ in range(2)]
+    with Watch():
+        attend.attend(q, k, v, tables, (96, 96), (48, 48)).sum().backward()
+    assert max(sizes) <= attend.CHUNK_LOGITS < q.shape[1] * k.shape[1]
+
+
+@pytest.mark.parametrize("cls_token", [False, True])
+def test_compiles_without_graph_breaks(cls_token: bool) -> None:
+    """Forward and backward pass, one size. Dynamic sizes trace, but guards on them take minutes."""
+    size = (4, 32, 40) if cls_token else (32, 40)
+    grid, stride = (2, 8, 10)[-len(size) :], (1, 4, 4)[-len(size) :]
+    config = MViTConfig.variant("T", size, num_classes=5, cls_token=cls_token)
+    blocks = stage_blocks((1, 1), 16, 1, grid, stride)
+    config = MViTConfig(**{**config.__dict__, "blocks": blocks})
+    model = randomize(MViTClassifier(config).double())
+    clip = torch.randn(2, 3, *size, dtype=torch.float64)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
+    expected, got = model(clip), compiled(clip)
+    assert error(got, expected) < 1e-9
+    leaves = list(model.parameters())
+    weight = torch.randn(expected.shape, dtype=torch.float64)
+    for ours, reference in zip(
+        torch.autograd.grad(got, leaves, weight),
+        torch.autograd.grad(expected, leaves, weight),
+        strict=True,
+    ):
+        assert error(ours, reference) < 1e-8 or reference.abs().max() < 1e-10
