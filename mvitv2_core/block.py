@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -86,16 +85,16 @@ class MultiScaleBlock(nn.Module):
         stride = self.stride_q
         if max(stride) == 1:
             return x
-        first = int(self.cls_token)
-        grid = x[:, first:].unflatten(1, tuple(thw))
-        axes = list(thw)
+        grid = x[:, int(self.cls_token) :].unflatten(1, tuple(thw))
+        lead: tuple[int, ...] = tuple(x.shape[:1])
         while len(stride) > 1 and stride[0] == 1:  # (B, T, H, W, C) -> (B * T, H, W, C)
-            grid, stride = grid.flatten(0, 1), stride[1:]
-            axes = axes[1:]
+            lead, stride = (*lead, grid.shape[1]), stride[1:]
+            grid = grid.flatten(0, 1)
         kernel = [s + 1 if s > 1 else 1 for s in stride]
         padding = [k // 2 for k in kernel]
         max_pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(stride) - 1]
         pooled = max_pool(grid.movedim(-1, 1), kernel, stride, padding).movedim(1, -1)
-        cells = prod(-(-n // s) for n, s in zip(thw, self.stride_q, strict=True))
-        pooled = pooled.reshape(x.shape[0], cells, x.shape[-1])  # no -1: the batch may be empty
+        if len(lead) > 1:
+            pooled = pooled.unflatten(0, lead)
+        pooled = pooled.flatten(1, -2)
         return torch.cat([x[:, :1], pooled], dim=1) if self.cls_token else pooled

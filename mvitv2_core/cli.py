@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import CheckpointError, LoadReport, inflate_state_dict, read_checkpoint
+from .checkpoint import Checkpoint, CheckpointError, LoadReport, inflate_state_dict, read_checkpoint
 from .checkpoint.convert import convert_state_dict
 from .checkpoint.describe import diff_checkpoints, inspect_checkpoint, show_inspection
 from .checkpoint.download import official_path
@@ -23,6 +23,7 @@ from .checkpoint.writing import check_target, write_checkpoint
 from .config import VARIANTS, MViTConfig
 
 CONFIG_READERS = "mvitv2.config_readers"
+CLIP_OPTIONS = ("variant", "frames", "size", "classes", "kv_stride", "no_cls_token")
 
 INSPECT = """\
 examples:
@@ -107,12 +108,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_files(inflate)
     inflate.add_argument("--config", help="PySlowFast YAML file of the clip model")
-    inflate.add_argument("--variant", choices=VARIANTS, help="default: the checkpoint's own")
-    inflate.add_argument("--frames", type=int, default=16, help="frames of a clip (default 16)")
-    inflate.add_argument("--size", type=_size, default=(224, 224), help="crop (default 224)")
-    inflate.add_argument("--classes", type=int, help="of the clip model; default: the checkpoint's")
-    inflate.add_argument("--kv-stride", type=int, default=8, help="of the first stage (default 8)")
-    inflate.add_argument("--no-cls-token", action="store_true", help="clip model without one")
+    shape = inflate.add_argument_group("the clip model, where no --config is given")
+    shape.add_argument("--variant", choices=VARIANTS, help="default: the checkpoint's own")
+    shape.add_argument("--frames", type=int, help="frames of a clip (default 16)")
+    shape.add_argument("--size", type=_size, help="crop: 224 (the default) or 224x320")
+    shape.add_argument("--classes", type=int, help="default: the checkpoint's")
+    shape.add_argument("--kv-stride", type=int, help="of the first stage (default 8)")
+    shape.add_argument("--no-cls-token", action="store_true", help="clip model without one")
 
     diff = add("diff", _diff, "compare two checkpoints tensor by tensor", DIFF)
     diff.add_argument("a", metavar="A")
@@ -168,26 +170,34 @@ def _convert(options: Any) -> int:
 def _inflate(options: Any) -> int:
     check_target(options.output, "slowfast", options.force)
     checkpoint = read_checkpoint(_file(options.input))
-    if options.config is not None:
-        config = read_config_file(options.config)
-    else:
-        named = to_project(checkpoint.file, checkpoint.state)
-        layout = read_layout(named.known)
-        variant = options.variant or layout.variant
-        if variant is None:
-            raise ValueError(f"--variant or --config is needed: {checkpoint.file} holds {layout}")
-        config = MViTConfig.variant(
-            variant,
-            (options.frames, *options.size),
-            kv_stride=options.kv_stride,
-            dim_mul_in_att=layout.in_att is not False,
-            cls_token=not options.no_cls_token,
-            num_classes=options.classes or layout.num_classes or 1000,
-        )
-    state, entries = inflate_state_dict(checkpoint.state, config)
+    config = _clip_config(options, checkpoint)
+    state, entries = inflate_state_dict(checkpoint.state, config, file=checkpoint.file)
     write_checkpoint(options.output, state, "slowfast", options.force)
     _print(LoadReport(checkpoint.file, tuple(entries)), options)
     return 0
+
+
+def _clip_config(options: Any, checkpoint: Checkpoint) -> MViTConfig:
+    given = [n for n in CLIP_OPTIONS if getattr(options, n) not in (None, False)]
+    if options.config is not None:
+        if given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ValueError(f"--config says it all: it does not go with {names}")
+        return read_config_file(options.config)
+    layout = read_layout(to_project(checkpoint.file, checkpoint.state).known)
+    variant = options.variant or layout.variant
+    if variant is None:
+        raise ValueError(f"--variant or --config is needed: {checkpoint.file} holds {layout}")
+    frames = 16 if options.frames is None else options.frames
+    classes = layout.num_classes if options.classes is None else options.classes
+    return MViTConfig.variant(
+        variant,
+        (frames, *(options.size or (224, 224))),
+        kv_stride=options.kv_stride,
+        dim_mul_in_att=layout.in_att is not False,
+        cls_token=not options.no_cls_token,
+        num_classes=1000 if classes is None else classes,
+    )
 
 
 def _diff(options: Any) -> int:

@@ -144,7 +144,7 @@ def _judge(
 
 
 def inflate_state_dict(
-    state: Mapping[str, Tensor], config: MViTConfig
+    state: Mapping[str, Tensor], config: MViTConfig, *, file: str = "the image checkpoint"
 ) -> tuple[dict[str, Tensor], list[Entry]]:
     """An image model's tensors for a clip model (paper, section 5.3).
 
@@ -157,6 +157,7 @@ def inflate_state_dict(
         state: image checkpoint under the names of any known format; pools may be (C, 1, 3, 3)
             or (C, 1, 1, 3, 3). It is not changed.
         config: of the clip model.
+        file: what messages call the checkpoint.
 
     Returns:
         The clip model's tensors, and one entry for each tensor of it and each unused one.
@@ -165,7 +166,6 @@ def inflate_state_dict(
         CheckpointError: ``state`` is a clip model's, or anything but class token and head does
             not match.
     """
-    file = "the image checkpoint"
     state = plain_state(file, state)
     check_tensors(file, state)
     named = to_project(file, state)

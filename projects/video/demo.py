@@ -1,6 +1,6 @@
 """The video path from end to end on toy data: PySlowFast's own trainer, this project's MViTv2.
 
-    python -m projects.video.demo [--out outputs/demo-video]
+    python -m projects.video.demo [--out outputs/demo-video] [--quick]
 
 Makes the toy sets, trains an image model on the stills, then the video model twice, from scratch
 and from the inflated image model, and tests both with several views of each clip. Everything is
@@ -10,13 +10,16 @@ trained and tested by PySlowFast's unmodified `tools/run_net.py`.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ VIDEO_CONFIG = ROOT / "configs" / "Kinetics" / "toy_mvitv2.yaml"
 IMAGE_CONFIG = ROOT / "configs" / "ImageNet" / "toy_mvitv2.yaml"
 CLIPS = {"train": 64, "val": 16, "test": 16}  # of each motion
 STILLS = {"train": 100, "val": 25}  # of each shape
+QUICK_CLIPS, QUICK_STILLS = {"train": 4, "val": 1, "test": 1}, {"train": 8, "val": 2}
+QUICK_EPOCHS = 3
 
 
 @dataclass(frozen=True)
@@ -119,12 +124,12 @@ def last_checkpoint(run: Run) -> Path:
     return max((run.folder / "checkpoints").glob("checkpoint_epoch_*.pyth"))
 
 
-def demo(out: Path, epochs: dict[str, int] | None = None) -> dict[str, Run]:
+def demo(out: Path, quick: bool = False) -> dict[str, Run]:
     """Run all of it; returns the runs "image", "scratch" and "inflated".
 
     Args:
         out: folder for data, runs and pictures.
-        epochs: for "image" and "video", to train for something else than the configs say.
+        quick: little data and few epochs: shows that everything runs, not that it learns.
 
     Raises:
         RuntimeError: PySlowFast's trainer failed.
@@ -133,18 +138,18 @@ def demo(out: Path, epochs: dict[str, int] | None = None) -> dict[str, Run]:
     from projects.video import plots, toy_kinetics
 
     out = out.resolve()
-    stills, clips = out / "data" / "imagenet", out / "data" / "kinetics"
-    toy_kinetics.make_imagenet(stills, STILLS)
-    toy_kinetics.make_kinetics(clips, CLIPS)
-    length = {kind: {"SOLVER.MAX_EPOCH": count} for kind, count in (epochs or {}).items()}
-    data = {"DATA.PATH_TO_DATA_DIR": str(clips), "DATA.PATH_PREFIX": str(clips)}
-    data |= length.get("video", {})
+    data_folder = out / ("data-quick" if quick else "data")
+    stills, clips = data_folder / "imagenet", data_folder / "kinetics"
+    toy_kinetics.make_imagenet(stills, QUICK_STILLS if quick else STILLS)
+    toy_kinetics.make_kinetics(clips, QUICK_CLIPS if quick else CLIPS)
+    length = {"SOLVER.MAX_EPOCH": QUICK_EPOCHS} if quick else {}
+    data = {"DATA.PATH_TO_DATA_DIR": str(clips), "DATA.PATH_PREFIX": str(clips), **length}
     runs = {}
     runs["image"] = run_net(
         "image model",
         IMAGE_CONFIG,
         out / "run-image",
-        {"DATA.PATH_TO_DATA_DIR": str(stills), **length.get("image", {})},
+        {"DATA.PATH_TO_DATA_DIR": str(stills), **length},
     )
     image = last_checkpoint(runs["image"])
     runs["scratch"] = run_net("from scratch", VIDEO_CONFIG, out / "run-scratch", data)
@@ -174,8 +179,9 @@ def main() -> None:
     """Command line; exit code 2 where PySlowFast or its packages are missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/demo-video"))
-    parser.add_argument("--image-epochs", type=int, help="default: the image config's")
-    parser.add_argument("--video-epochs", type=int, help="default: the video config's")
+    parser.add_argument(
+        "--quick", action="store_true", help="little data, 3 epochs: does everything run?"
+    )
     args = parser.parse_args()
     missing = what_is_missing()
     if missing:
@@ -184,9 +190,8 @@ def main() -> None:
     from projects.video.scenes import MOTIONS
 
     start = time.time()
-    epochs = {"image": args.image_epochs, "video": args.video_epochs}
     try:
-        runs = demo(args.out, {kind: count for kind, count in epochs.items() if count})
+        runs = demo(args.out, args.quick)
     except (RuntimeError, ValueError) as error:
         sys.exit(str(error))
     print(f"\n{summary(runs, len(MOTIONS))}")
@@ -196,18 +201,19 @@ def main() -> None:
 
 def what_is_missing() -> str:
     """What keeps the demo from running, and what to do about it; "" if nothing does."""
-    import importlib.util
-
     packages = [
         name for name in ("av", "matplotlib", "PIL", "tqdm") if not importlib.util.find_spec(name)
     ]
     if packages:
         return f"The video demo needs {', '.join(packages)}: run `make setup-video`."
+    logging.getLogger("mvitv2_slowfast").setLevel(logging.ERROR)  # it is said here, and once
     from mvitv2_slowfast.locate import HOW_TO_GET, PySlowFastError
     from mvitv2_slowfast.plugin import connect
 
     try:
-        root = connect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PySlowFast's packages say of each other
+            root = connect()
     except PySlowFastError as error:
         return str(error)
     if root is None:

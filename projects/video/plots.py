@@ -57,9 +57,9 @@ def draw_curve(path: Path, scratch: Run, inflated: Run) -> None:
             epochs, [100 - error for error in errors], color=colour, marker=".", label=name
         )
     accuracy.axhline(100 / len(scenes.MOTIONS), color="grey", ls=":", label="chance")
-    accuracy.set(xlabel="epoch", ylabel="percent", title="validation top-1", ylim=(0, 100))
+    accuracy.set(xlabel="epoch", ylabel="percent", title="validation top-1", ylim=(0, 104))
     loss.set(xlabel="epoch", title="training loss", ylim=(0, None))
-    accuracy.legend()
+    accuracy.legend(loc="lower right")
     loss.legend()
     _save(figure, path)
 

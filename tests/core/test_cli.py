@@ -178,6 +178,8 @@ def test_inflate_of_an_unpublished_model(
     arguments = ("inflate", tmp_path / "small.pth", tmp_path / "out.pth", "--config")
     assert run(*arguments, "x.json") == 2
     assert "nothing installed reads .json configs" in capsys.readouterr().err
+    assert run(*arguments, "frames8.yaml", "--frames", 8, "--no-cls-token") == 2
+    assert "does not go with --frames, --no-cls-token" in capsys.readouterr().err
     assert run(*arguments, "frames8.yaml") == 0
     state = read_checkpoint(tmp_path / "out.pth").state
     MViTClassifier(small("T", 8)).load_state_dict(state, strict=True)
@@ -239,6 +241,7 @@ def test_errors_are_one_line_and_code_2(
         ("inspect", tmp_path / "folder.pth"): "is a directory",
         ("diff", image, tmp_path / "none.pth"): "no such file",
         ("inflate", image, tmp_path / "x.pth", "--frames", 0): "positive whole numbers",
+        ("inflate", image, tmp_path / "x.pth", "--variant", "S"): f"{image}: does not match",
     }
     for arguments, message in bad.items():
         assert run(*arguments) == 2, arguments
@@ -256,3 +259,42 @@ def test_model_zoo_lists_the_official_weights() -> None:
     for name, row in cli.OFFICIAL.items():
         for part in (row.url, row.task, row.published, row.recipe):
             assert part in rows[name], (name, part)
+
+
+def test_inflate_by_a_pyslowfast_config(tmp_path: Path, image: Path) -> None:
+    """The reader that pyproject.toml registers for YAML files, over PySlowFast's defaults."""
+    root = os.environ.get("PYSLOWFAST_ROOT")
+    if not root:
+        pytest.skip("set PYSLOWFAST_ROOT to a checkout of PySlowFast to run")
+    (tmp_path / "T.yaml").write_text(
+        "MODEL: {ARCH: mvit, MODEL_NAME: MViTv2, NUM_CLASSES: 7}\n"
+        "DATA: {NUM_FRAMES: 8, TRAIN_CROP_SIZE: 64}\n"
+        "MVIT:\n  DEPTH: 10\n  NUM_HEADS: 1\n  EMBED_DIM: 96\n  CLS_EMBED_ON: False\n"
+        "  USE_ABS_POS: False\n  REL_POS_SPATIAL: True\n  REL_POS_TEMPORAL: True\n"
+        "  RESIDUAL_POOLING: True\n  DIM_MUL_IN_ATT: True\n  POOL_KVQ_KERNEL: [3, 3, 3]\n"
+        "  POOL_KV_STRIDE_ADAPTIVE: [1, 8, 8]\n  PATCH_KERNEL: [3, 7, 7]\n"
+        "  PATCH_STRIDE: [2, 4, 4]\n  PATCH_PADDING: [1, 3, 3]\n  MODE: conv\n"
+        "  DIM_MUL: [[1, 2.0], [3, 2.0], [8, 2.0]]\n  HEAD_MUL: [[1, 2.0], [3, 2.0], [8, 2.0]]\n"
+        f"  POOL_Q_STRIDE: {[[i, 1, *([2, 2] if i in (1, 3, 8) else [1, 1])] for i in range(10)]}\n"
+    )
+    # A process of its own: PySlowFast's cures reach into other packages.
+    script = (
+        "import sys; from mvitv2_core import cli; from importlib.metadata import EntryPoint\n"
+        "entry = EntryPoint('yaml', 'mvitv2_slowfast.config_file:read_config_file', 'x')\n"
+        "cli.entry_points = lambda group: [entry]; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    files = [str(image), str(tmp_path / "clip.pyth"), "--config", str(tmp_path / "T.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", script, "inflate", *files]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    state = read_checkpoint(tmp_path / "clip.pyth").state
+    model = MViTClassifier(MViTConfig.variant("T", (8, 64, 64), num_classes=7, cls_token=False))
+    model.load_state_dict(state, strict=True)
+
+
+def test_pyproject_registers_the_command_and_the_reader() -> None:
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert 'mvitv2 = "mvitv2_core.cli:main"' in text
+    assert f'[project.entry-points."{cli.CONFIG_READERS}"]' in text
+    assert 'yaml = "mvitv2_slowfast.config_file:read_config_file"' in text

@@ -64,9 +64,9 @@ def detector(**options: object) -> nn.Module:
     return build_model(cfg)
 
 
-def image_state(**options: object) -> dict[str, torch.Tensor]:
+def image_state(in_att: bool = True, **options: object) -> dict[str, torch.Tensor]:
     """State dict of an image classifier that fits the detector's backbone."""
-    blocks = stage_blocks((1, 2, 2, 1), 16, 1, (56, 56), (4, 4))
+    blocks = stage_blocks((1, 2, 2, 1), 16, 1, (56, 56), (4, 4), dim_mul_in_att=in_att)
     config = MViTConfig(blocks, (224, 224), (7, 7), (4, 4), (3, 3), num_classes=5, **options)
     return randomize(MViTClassifier(config)).state_dict()
 
@@ -106,6 +106,15 @@ def test_official_image_file(tmp_path: Path, size: int) -> None:
     for name, value in model.state_dict().items():
         if not name.startswith(PREFIX) or "scale" in name:
             assert torch.equal(value, before[name]), name
+
+
+def test_width_growing_in_the_mlp(tmp_path: Path) -> None:
+    """The published L from ImageNet-1K."""
+    image = image_state(in_att=False)
+    torch.save({"model_state": image}, tmp_path / "MViTv2_L_in1k.pyth")
+    model = detector(DIM_MUL_IN_ATT=False, IMG_SIZE=96)
+    load(model, tmp_path / "MViTv2_L_in1k.pyth")
+    assert check_backbone(model, image) == 12
 
 
 def test_class_token_and_absolute_positions(tmp_path: Path) -> None:

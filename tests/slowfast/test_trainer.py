@@ -157,6 +157,7 @@ runpy.run_module("mvitv2_slowfast.run_net", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_see_registration_and_cures(tmp_path: Path) -> None:
     """Two gloo ranks through PySlowFast's unmodified ``launch_job``; the probe imports nothing
     of this project, so what it sees comes from the launcher's re-import in each rank."""

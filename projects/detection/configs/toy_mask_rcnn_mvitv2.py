@@ -37,7 +37,6 @@ model.backbone.bottom_up = L(MViT)(
 )
 # Narrow heads: the published width of 256 is for 80 classes and 800 pixels.
 model.backbone.out_channels = 48
-model.backbone.norm = "LN"
 model.proposal_generator.head.in_channels = 48
 model.proposal_generator.anchor_generator.sizes = [[12], [24], [48], [96], [160]]
 model.proposal_generator.batch_size_per_image = 64
@@ -48,6 +47,7 @@ model.roi_heads.batch_size_per_image = 48
 model.roi_heads.box_pooler.sampling_ratio = 2
 model.roi_heads.mask_pooler.sampling_ratio = 2
 model.roi_heads.box_head.input_shape.channels = 48
+model.roi_heads.box_head.conv_dims = [48, 48]
 model.roi_heads.box_head.fc_dims = [256]
 model.roi_heads.box_predictor.input_shape.channels = 256
 model.roi_heads.mask_head.input_shape.channels = 48
@@ -70,7 +70,7 @@ dataloader.evaluator.output_dir = "${train.output_dir}/inference"
 
 # The paper's optimizer: AdamW without weight decay on norms and positions.
 optimizer = model_zoo.get_config("common/optim.py").AdamW
-optimizer.lr = 2e-3
+optimizer.lr = 1e-3
 optimizer.weight_decay = 0.05
 optimizer.params.overrides = {
     name: {"weight_decay": 0.0} for name in ("pos_embed", "rel_pos_h", "rel_pos_w")
