@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .linear import autocast_dtype, no_autocast
 from .rel_pos import key_cells, rel_pos_terms
 
 # The flash and cuDNN kernels take heads of at most this many channels.
@@ -53,10 +54,10 @@ def attend(
         return _fused(q, k, v)
     if path == "folded":
         return _folded(q, k, v, terms, key_cells(k_thw, axes, cls_token, HEAD_DIM_STEP, k))
-    if torch.is_autocast_enabled(q.device.type):
-        dtype = torch.get_autocast_dtype(q.device.type)
+    dtype = autocast_dtype(q.device.type)
+    if dtype is not None:
         q, k, v, *terms = (t.to(dtype) for t in (q, k, v, *terms))
-    with torch.autocast(q.device.type, enabled=False):
+    with no_autocast(q.device.type):
         return _Chunked.apply(q, k, v, tuple(k_thw), tuple(axes), cls_token, *terms)
 
 

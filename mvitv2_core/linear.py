@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,3 +52,18 @@ def half_norm(norm: nn.Module, x: Tensor) -> Tensor:
         with torch.autocast("cuda", enabled=False):
             return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
     return norm(x)
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast turns products on ``device`` to; None where it is off.
+
+    PyTorch has no autocast for the meta device and raises when asked about it.
+    """
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def no_autocast(device: str) -> AbstractContextManager:
+    """A context in which autocast for ``device`` is off."""
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)

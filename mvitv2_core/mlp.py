@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .linear import linear
+from .linear import autocast_dtype, linear, no_autocast
 
 # Tokens that a CPU takes through both linears at a time: their hidden layer stays in the cache,
 # and small buffers are reused where large ones are mapped and faulted in anew each time.
@@ -48,10 +48,10 @@ class Mlp(nn.Module):
         if not self._is_plain():
             return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
         parts = (x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
+        dtype = autocast_dtype(x.device.type)
+        if dtype is not None:
             parts = tuple(part.to(dtype) for part in parts)  # type: ignore[assignment]
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device.type):
             if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
                 return _LinearGeluLinear.apply(*parts)
             return _infer(*parts)

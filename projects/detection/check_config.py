@@ -230,7 +230,7 @@ def report(
         tabulate(parts, headers=["part", "params (M)", "GFLOPs", "training MiB"], floatfmt=".2f"),
         "",
         f"GFLOPs: inference, {PROPOSALS} proposals, {DETECTIONS} detections. Training MiB: what "
-        "autograd keeps for one image in float32.",
+        "autograd keeps for one image in float32 on an accelerator.",
     ]
     if backbone.act_checkpoint:
         lines.append("Activation checkpointing: add one block, recomputed in the backward pass.")

@@ -161,9 +161,9 @@ def detector_flops(
 
 
 def training_bytes(model: Any, hw: Sequence[int]) -> dict[str, int]:
-    """Bytes that autograd keeps for one image in float32 training, by part; see ``walk``.
+    """Bytes that autograd keeps for one image in float32 training on an accelerator, by part.
 
-    Fused attention is taken as on every device that has it. Not counted: weights, gradients,
+    Attention takes the path that it takes there; see ``walk``. Not counted: weights, gradients,
     optimizer state, losses, and buffers that live within one operation. The box heads see as
     many boxes as are sampled, the mask head the share of them that may be positive.
     """

@@ -14,6 +14,8 @@ pytest.importorskip("detectron2", reason="install detectron2 to run: make setup"
 from detectron2.config import LazyConfig, instantiate
 from fvcore.nn import FlopCountAnalysis
 
+from mvitv2_core import attend
+from mvitv2_core.attend import choose_path
 from mvitv2_d2 import MViT
 from projects.detection.check_config import (
     CHECKPOINTS,
@@ -97,8 +99,9 @@ def test_no_windows_builds_no_windows() -> None:
     assert {spec.window_size for spec in model.config.blocks} == {0}
 
 
-def test_training_bytes_are_those_of_real_tensors() -> None:
-    """The meta device keeps what the CPU keeps, of backbone and FPN."""
+def test_training_bytes_are_those_of_real_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of backbone and FPN, on the path that accelerators take."""
+    monkeypatch.setattr(attend, "choose_path", lambda _, *sizes: choose_path("cuda", *sizes))
     with torch.device("meta"):
         model = instantiate(LazyConfig.load(MASK_T).model)
     estimated = training_bytes(model, (128, 160))
@@ -167,6 +170,10 @@ def test_report(path: str) -> None:
     assert line.split()[1:3] == ["43.68", "278.23"]
     stages = [line.split("  ") for line in text.splitlines() if line.startswith("scale")]
     assert len(stages) == 4
+    readme = (ROOT / "projects/detection/README.md").read_text()
+    shown = [line for line in text.splitlines()[1:] if not line.startswith(("GFLOPs:", "Initial"))]
+    for line in shown if path == MASK_T else []:
+        assert line in readme
     assert "fits" in text and "load        238 tensors" in text
 
 
