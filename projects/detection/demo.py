@@ -3,7 +3,7 @@
 Makes the toy shapes, runs the unmodified tools/lazyconfig_train_net.py on
 configs/toy_mask_rcnn_mvitv2.py as a subprocess, and writes pictures from the files it leaves.
 
-    python -m projects.detection.demo [--output outputs/demo] [KEY=VALUE ...]
+    python -m projects.detection.demo [--output outputs/demo] [KEY=VALUE ...]   # or make demo
 
 ``KEY=VALUE`` go to the trainer: ``train.max_iter=100``, ``train.device=cuda``.
 """
@@ -69,7 +69,7 @@ def train(command: list[str], log: Path) -> None:
     if process.returncode:
         raise RuntimeError(
             f"the trainer stopped with status {process.returncode}; its log {log} ends with\n"
-            + "".join(tail)
+            + "".join(tail).rstrip()
         )
 
 
@@ -90,12 +90,14 @@ def table(row: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
+    parser.add_argument("--train", type=int, default=400, help="training images (%(default)s)")
+    parser.add_argument("--val", type=int, default=100, help="validation images (%(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for the trainer")
     args = parser.parse_args()
 
     data, run = toy_root(), args.output / "training"
     print(f"1. Toy data in {data}", flush=True)
-    for split, count in (("train", 400), ("val", 100)):
+    for split, count in (("train", args.train), ("val", args.val)):
         toy_coco.make_split(data, split, count, seed=0)
 
     tool = find_tool("lazyconfig_train_net.py")

@@ -1,0 +1,46 @@
+"""The detection demo, cut short: what it prints, what it draws, and how it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("detectron2", reason="install detectron2 to run: make setup")
+
+from PIL import Image
+
+Run = Callable[..., str]
+SHORT = [
+    *("--train", "12", "--val", "6", "train.max_iter=4", "train.log_period=2"),
+    *("train.eval_period=2", "dataloader.train.total_batch_size=2"),
+    "model.roi_heads.box_predictor.test_score_thresh=0.0",
+]
+
+
+def test_demo_twice(run: Run, tmp_path: Path) -> None:
+    """A second run starts anew and leaves the same kinds of files."""
+    where = {"DETECTRON2_DATASETS": str(tmp_path / "data")}
+    for _ in range(2):
+        output = run("-m", "projects.detection.demo", "--output", "demo", *SHORT, **where)
+        assert output.count("on val: box AP") == 2
+        table = output[output.index("3. Average precision") :].splitlines()
+        assert table[2].split() == ["AP", "AP50", "AP75", "circle", "square", "triangle", "star"]
+        assert [line.split()[0] for line in table[3:5]] == ["box", "mask"]
+        assert all(0 <= float(value) <= 100 for value in table[3].split()[1:4])
+        for name in ("predictions.png", "curve.png", "training/model_final.pth", "training.log"):
+            assert f"demo/{name}" in output
+            assert (tmp_path / "demo" / name).stat().st_size > 1000
+        metrics = (tmp_path / "demo/training/metrics.json").read_text()
+        assert metrics.count('"bbox/AP"') == 2  # of this run alone
+    assert Image.open(tmp_path / "demo/predictions.png").width > 1000
+    assert Image.open(tmp_path / "demo/curve.png").width > 1000
+
+
+def test_a_trainer_that_fails_is_shown(run: Run, tmp_path: Path) -> None:
+    where = {"DETECTRON2_DATASETS": str(tmp_path / "data")}
+    broken = "model.backbone.bottom_up.adaptive_window_size=18"
+    output = run("-m", "projects.detection.demo", *SHORT, broken, status=1, **where)
+    assert "demo: the trainer stopped with status 1" in output
+    assert "window_size must be a multiple" in output
