@@ -1,6 +1,7 @@
 # make demo    set up, train a small Mask R-CNN on toy data, draw its predictions
 # make demo-video   set up, train small video models through PySlowFast on a toy Kinetics
 #                   (PYSLOWFAST_ROOT=/path/to/SlowFast, a checkout of its repository)
+# make bench   set up, measure ours against every installed peer (BENCH="--scaling", ...)
 # make test    set up, run the tests
 # make lint    set up, run ruff and mypy
 # make setup   .venv with torch, detectron2 and this package, in editable mode
@@ -28,7 +29,7 @@ else
 READY := $(BIN)/python
 endif
 
-.PHONY: demo demo-video test lint setup setup-video clean
+.PHONY: demo demo-video bench test lint setup setup-video clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -37,6 +38,9 @@ demo: $(READY)
 # Without detectron2: the video path does not need it.
 demo-video: setup-video
 	$(BIN)/python -m projects.video.demo $(DEMO)
+
+bench: $(READY)
+	$(BIN)/python projects/benchmark/bench.py $(BENCH)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q $(TEST)
