@@ -1,8 +1,9 @@
 """MViTv2 for images and clips in plain PyTorch: one exact, rank-generic implementation."""
 
 from .checkpoint import CheckpointError, LoadReport, inflate_state_dict, load_checkpoint
-from .config import VARIANTS, BlockSpec, MViTConfig
+from .config import VARIANTS, MViTConfig
 from .model import MViT, MViTClassifier
+from .spec import BlockSpec
 
 __all__ = [
     "VARIANTS",

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .attend import attend
-from .config import BlockSpec, MViTConfig
+from .config import MViTConfig
 from .linear import half_norm, linear
 from .pool import HeadPool
+from .spec import BlockSpec
 
 NormLayer = Callable[[int], nn.Module]
 

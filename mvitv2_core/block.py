@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import MultiScaleAttention, NormLayer
-from .config import BlockSpec, MViTConfig
+from .config import MViTConfig
 from .linear import half_norm
 from .mlp import Mlp
+from .spec import BlockSpec
 
 
 class DropPath(nn.Module):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mvitv2_core.attend import attend
 from mvitv2_core.attention import MultiScaleAttention, NormLayer
-from mvitv2_core.config import BlockSpec, MViTConfig
+from mvitv2_core.config import MViTConfig
+from mvitv2_core.spec import BlockSpec
 
 
 @dataclass(frozen=True)

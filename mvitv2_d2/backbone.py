@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,15 +12,14 @@ from torch import Tensor, nn
 
 from mvitv2_core import MViT as Trunk
 from mvitv2_core import MViTConfig
-from mvitv2_core.config import check_positive, check_sizes
+from mvitv2_core.spec import check_positive, check_sizes
 
-from .attention import WindowAttention, WindowBlockSpec
+from .attention import WindowAttention
 from .checkpoint import install
 from .config import backbone_kwargs
+from .stages import SCALES, check_ends, check_features, stage_blocks
 
 install()  # official image checkpoints as MODEL.WEIGHTS and train.init_checkpoint
-
-SCALES = ("scale2", "scale3", "scale4", "scale5")
 
 
 class MViT(Trunk, Backbone):
@@ -95,15 +93,15 @@ class MViT(Trunk, Backbone):
     ) -> None:
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         stride = tuple(patch_stride)
-        ends = _check_ends(last_block_indexes, depth)
-        features = _check_features(out_features, len(ends))
+        ends = check_ends(last_block_indexes, depth)
+        features = check_features(out_features, len(ends))
         for name, value in (("pretrain_img_size", pretrain_img_size), ("embed_dim", embed_dim)):
             check_positive(name, value)
         for name, sizes in (("img_size", size), ("patch_stride", stride)):
             check_sizes(name, sizes, 2)
         deepest = ends[int(features[-1].removeprefix("scale")) - 2]
         config = MViTConfig(
-            blocks=_blocks(
+            blocks=stage_blocks(
                 tuple(n // s for n, s in zip(size, stride, strict=True)),
                 embed_dim,
                 depth,
@@ -192,70 +190,6 @@ class MViT(Trunk, Backbone):
                     norm.requires_grad_(False)
             start = end + 1
         return self
-
-
-def _check_ends(last_block_indexes: Sequence[int], depth: int) -> tuple[int, ...]:
-    check_positive("depth", depth)
-    ends = tuple(last_block_indexes)
-    rising = all(a < b for a, b in itertools.pairwise(ends))
-    if not 1 <= len(ends) <= len(SCALES) or not rising or ends[0] < 0 or ends[-1] != depth - 1:
-        raise ValueError(
-            f"last_block_indexes must be at most {len(SCALES)} rising block indexes that end with "
-            f"depth - 1 = {depth - 1}, got {ends}"
-        )
-    return ends
-
-
-def _check_features(out_features: Sequence[str], stages: int) -> tuple[str, ...]:
-    known = SCALES[:stages]
-    if isinstance(out_features, str) or not out_features or not set(out_features) <= set(known):
-        raise ValueError(f"out_features must be some of {', '.join(known)}, got {out_features!r}")
-    return tuple(name for name in known if name in out_features)
-
-
-def _blocks(
-    hw: tuple[int, ...],
-    embed_dim: int,
-    depth: int,
-    num_heads: int,
-    ends: tuple[int, ...],
-    kernel: tuple[int, ...],
-    kv_stride: int,
-    window_size: int,
-    drop_path_rate: float,
-    dim_mul_in_att: bool,
-) -> tuple[WindowBlockSpec, ...]:
-    check_positive("num_heads", num_heads)
-    check_positive("adaptive_kv_stride", kv_stride)
-    dim, specs = embed_dim, []
-    for i in range(depth):
-        first = i - 1 in ends
-        if first:
-            num_heads *= 2
-            kv_stride = max(kv_stride // 2, 1)
-        # Quirk: the last block of the second and of the third stage pools kv twice as much.
-        stride_kv = kv_stride * 2 if i in ends[1:3] else kv_stride
-        widens = first if dim_mul_in_att else i in ends[:-1]
-        dim_out = dim * 2 if widens else dim
-        spec = WindowBlockSpec(
-            dim=dim,
-            dim_att=dim_out if dim_mul_in_att else dim,
-            dim_out=dim_out,
-            num_heads=num_heads,
-            thw=hw,
-            stride_q=(2, 2) if first else (1, 1),
-            stride_kv=(stride_kv, stride_kv),
-            kernel_q=kernel,
-            kernel_kv=kernel,
-            drop_path=drop_path_rate * i / max(depth - 1, 1),
-            # Quirk: a stage's first block still has the previous stage's window, on its input.
-            window_size=0 if i in ends[1:] else window_size,
-        )
-        specs.append(spec)
-        dim, hw = spec.dim_out, spec.thw_out
-        if first:
-            window_size //= 2
-    return tuple(specs)
 
 
 @BACKBONE_REGISTRY.register()

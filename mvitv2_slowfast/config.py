@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from mvitv2_core.config import AbsPos, BlockSpec, MViTConfig, check_positive, check_sizes
+from mvitv2_core.config import AbsPos, MViTConfig
+from mvitv2_core.spec import BlockSpec, check_positive, check_sizes
 
 # The one value of each key that this model has; upstream's other values belong to other models.
 FIXED: dict[str, object] = {

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mvitv2_core.config import BlockSpec, MViTConfig
+from mvitv2_core.config import MViTConfig
+from mvitv2_core.spec import BlockSpec
 
 Measure = Callable[..., tuple[int, Any]]
 PROPOSALS, DETECTIONS = 1000, 100  # boxes per image that the box and the mask head see

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mvitv2_core import MViTClassifier, MViTConfig
-from mvitv2_core.config import BlockSpec
+from mvitv2_core.spec import BlockSpec
 from tests import golden_data
 
 
