@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 from pycocotools import mask as coco_mask
 
 COLOURS = ("#ffd400", "#00e5ff", "#ff5cf4", "#7dff4f")  # one per class
-MIN_SCORE = 0.5
+MIN_SCORE = 0.7
 
 
 def draw_predictions(data: Path, results: Path, output: Path, images: int = 8) -> None:
@@ -43,8 +43,12 @@ def draw_predictions(data: Path, results: Path, output: Path, images: int = 8) -
         left.set_title(f"{image['file_name']}: truth", fontsize=10)
         found = of_image(predictions, image)
         panel(right, pixels, found, names)
-        right.set_title(f"prediction ({len(found)} shapes)", fontsize=10)
-    figure.tight_layout()
+        right.set_title("prediction", fontsize=10)
+    figure.suptitle(
+        f"The first validation images with three shapes or more; predictions that score "
+        f"{MIN_SCORE:.0%} or more"
+    )
+    figure.tight_layout(h_pad=1.5)
     save(figure, output)
 
 
@@ -112,6 +116,7 @@ def draw_curve(metrics: list[dict], output: Path) -> None:
         x = [row["iteration"] + 1 for row in evaluations]
         right.plot(x, [row[key] for row in evaluations], marker="o", label=label)
     right.set(title="validation", xlabel="iteration", ylabel="average precision", ylim=(0, 100))
+    right.set_xlim(left=0)
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)

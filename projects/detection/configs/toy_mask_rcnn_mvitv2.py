@@ -84,9 +84,9 @@ lr_multiplier = L(WarmupParamScheduler)(
 
 train = model_zoo.get_config("common/train.py").train
 train.output_dir = "outputs/toy_mask_rcnn_mvitv2"
-train.max_iter = 1200
-train.eval_period = 300
+train.max_iter = 900
+train.eval_period = 150
 train.log_period = 20
-train.checkpointer = {"period": 600, "max_to_keep": 2}
+train.checkpointer = {"period": 450, "max_to_keep": 2}
 train.device = "cpu"
 train.amp.enabled = False  # detectron2's AMPTrainer needs CUDA
