@@ -43,7 +43,7 @@ def train(command: list[str], log: Path) -> None:
     tail: list[str] = []
     task = None
     with (
-        log.open("w") as file,
+        log.open("w", buffering=1) as file,
         subprocess.Popen(
             command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process,
