@@ -115,7 +115,10 @@ def draw_speed(rows: list[dict], named: str, path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("speed of ours over the peer's (peer's median time / ours)")
     handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in colours.values()]
-    axes.legend(handles, list(colours), loc="lower right", fontsize=8)
+    axes.set_xlim(0, 1.12 * max(1.0, *(r["speed_of_ours"] for r in bars)))
+    axes.legend(
+        handles, list(colours), loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8
+    )
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(named, fontsize=6, y=0.995)
     figure.tight_layout()
