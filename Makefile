@@ -15,12 +15,15 @@
 # VENV=/path/to/env      an existing environment with everything in it: nothing is installed
 
 PYTHON ?= python3
-DETECTRON2 ?= pypi
 DETECTRON2_URL := git+https://github.com/facebookresearch/detectron2.git
 OWN_VENV := $(CURDIR)/.venv
 VENV := $(OWN_VENV)
 BIN := $(VENV)/bin
 STAMPS := $(OWN_VENV)/stamps
+# What is in .venv stays there until asked otherwise.
+INSTALLED := $(patsubst detectron2-%,%,$(notdir $(firstword $(wildcard $(STAMPS)/detectron2-*))))
+DETECTRON2 ?= $(or $(INSTALLED),pypi)
+$(if $(filter pypi git none,$(DETECTRON2)),,$(error DETECTRON2 must be pypi, git or none))
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 ifeq ($(VENV),$(OWN_VENV))
