@@ -25,7 +25,9 @@ def find_tool(name: str) -> Path:
     if root is None:
         spec = importlib.util.find_spec("detectron2")
         if spec is None or spec.origin is None:
-            raise FileNotFoundError("detectron2 is not installed: make setup DETECTRON2=pypi installs it")
+            raise FileNotFoundError(
+                "detectron2 is not installed: make setup DETECTRON2=pypi installs it"
+            )
         root = str(Path(spec.origin).parents[1])
     path = Path(root) / "tools" / name
     if not path.is_file():
