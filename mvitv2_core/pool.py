@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from .linear import autocast_dtype, no_autocast
+
 
 class HeadPool(nn.Module):
     """Depthwise convolution over the grid with one set of weights shared by all heads.
@@ -58,10 +60,10 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
     """
     by_frames = weight.ndim == 5 and weight.shape[2] % 2 == 1 and not torch.jit.is_tracing()
     if by_frames and (x.is_cuda or torch.is_grad_enabled()):
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
+        dtype = autocast_dtype(x.device.type)
+        if dtype is not None:
             x, weight = x.to(dtype), weight.to(dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device.type):
             return _ByFrames.apply(x, weight, tuple(stride))
     return _whole(x, weight, stride)
 

@@ -107,3 +107,9 @@ def test_mlp_frozen_linear_under_the_fast_path() -> None:
     model(x).sum().backward()
     assert model.fc1.weight.grad is None
     assert model.fc2.weight.grad is not None and x.grad is not None
+
+
+def test_clip_pools_run_on_the_meta_device() -> None:
+    """Shapes and FLOPs of clip models are counted there, where PyTorch has no autocast."""
+    pool = HeadPool(4, (3, 3, 3), (1, 2, 2)).to("meta")
+    assert pool(torch.empty(2, 4, 6, 6, 8, device="meta")).shape == (2, 4, 3, 3, 8)
