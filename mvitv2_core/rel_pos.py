@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .context import transformed
+
 CACHE_BYTES = 64 * 2**20
 
 
@@ -31,7 +33,8 @@ class TensorCache:
 
     def get(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
         """The tensor of ``key``, made by ``make`` where it is not held."""
-        if torch.compiler.is_compiling():  # the compiler folds constants itself
+        # The compiler folds constants itself; tensors made inside a transform belong to it.
+        if torch.compiler.is_compiling() or transformed():
             return make()
         with self._lock:
             held = self._entries.get(key)
