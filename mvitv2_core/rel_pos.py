@@ -5,6 +5,7 @@ Paper, section 4.1: the logit of query i and key j gets q_i . R_a[p_a(i) - p_a(j
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -55,11 +56,19 @@ class TensorCache:
                     self.size -= dropped.numel() * dropped.element_size()
         return made
 
+    def after_fork(self) -> None:
+        """In a forked child: the thread that held the lock, if any, does not exist there."""
+        if self._lock.locked():  # and may have left the entries half changed
+            self._entries, self.size = OrderedDict(), 0
+        self._lock = threading.Lock()
+
     def __len__(self) -> int:
         return len(self._entries)
 
 
 CACHE = TensorCache()
+if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
+    os.register_at_fork(after_in_child=lambda: CACHE.after_fork())
 
 
 def _scaled_positions(size: int, ratio: float, device: torch.device) -> Tensor:
