@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from mvitv2_slowfast.plugin import connect
 from tests import killing
 
 
 def install() -> None:
     """Record and kill in PySlowFast's trainer; seed every epoch by its number."""
-    import mvitv2_slowfast  # noqa: F401  makes slowfast importable
+    connect()  # makes slowfast importable
     from slowfast.datasets import loader
     from slowfast.utils.meters import TrainMeter, ValMeter
 
