@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ def test_gradients_have_memory_of_their_own(kind: str, side: int, batch_size: in
         reach = sum((n - 1) * s for n, s in zip(grad.shape, grad.stride(), strict=True)) + 1
         spans.append((grad.data_ptr(), grad.data_ptr() + reach * grad.element_size(), name))
     spans.sort()
-    for (_, end, name), (start, _, other) in zip(spans, spans[1:], strict=False):
+    for (_, end, name), (start, _, other) in pairwise(spans):
         assert end <= start, (name, other)
 
 
