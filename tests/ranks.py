@@ -55,6 +55,7 @@ def on_rank(
 
 def main(folder: Path, jobs: list[str]) -> None:
     torch.set_num_threads(1)
+    importlib.import_module("torch._dynamo")  # DTensor imports it when it is first used
     functions = []
     for job in jobs:
         module, name, ranks = job.split(":")

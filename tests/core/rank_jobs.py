@@ -153,7 +153,7 @@ def sharded(rank: int, ranks: int, folder: Path) -> int:
 def trained(kind: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A sharded model and its optimizer after two steps."""
     model = fsdp2(classifier(kind))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
     for step in range(2):
         samples = [10 * step + dist.get_rank()]
         loss(model(batch(kind, samples)), samples).backward()
