@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -89,3 +90,27 @@ def test_random_kills(
         kills = killing.moments(seed, phases)
         check(start, tmp_path / f"seed{seed}", reference, kills)
         tally(CLAIM, len(kills))
+
+
+def test_only_our_models_are_saved_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that fails leaves the old file; another model's goes as detectron2 writes it."""
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    from tests.d2.ddp_jobs import backbone
+
+    def broken(content: dict, stream: BinaryIO) -> None:
+        stream.write(b"half")
+        raise OSError("no space left")
+
+    for model, whole in ((backbone(), True), (torch.nn.Linear(1, 1), False)):
+        checkpointer = DetectionCheckpointer(model, str(tmp_path))
+        manager = checkpointer.path_manager
+        checkpointer.save("model")
+        before = (tmp_path / "model.pth").read_bytes()
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+            patch.setattr(torch, "save", broken)
+            checkpointer.save("model")
+        after = (tmp_path / "model.pth").read_bytes()
+        assert after == (before if whole else b"half")
+        assert checkpointer.path_manager is manager
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", "model.pth"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -97,3 +98,31 @@ def test_uninterrupted_runs_agree(
     start(tmp_path)
     killing.check_curve(tmp_path, reference)
     assert killing.same(final(tmp_path), final(reference))
+
+
+def test_only_our_models_are_saved_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that fails leaves the old file; another model's goes as PySlowFast writes it."""
+    from mvitv2_slowfast.plugin import connect
+
+    connect()
+    from slowfast.config.defaults import get_cfg
+    from slowfast.utils import checkpoint
+
+    from tests.core.rank_jobs import classifier
+
+    def broken(content: dict, stream: BinaryIO) -> None:
+        stream.write(b"half")
+        raise OSError("no space left")
+
+    cfg, manager = get_cfg(), checkpoint.pathmgr
+    cfg.NUM_GPUS = 0
+    for model, whole in ((classifier("image"), True), (torch.nn.Linear(1, 1), False)):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        path = Path(checkpoint.save_checkpoint(str(tmp_path), model, optimizer, 0, cfg))
+        before = path.read_bytes()
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+            patch.setattr(torch, "save", broken)
+            checkpoint.save_checkpoint(str(tmp_path), model, optimizer, 0, cfg)
+        assert path.read_bytes() == (before if whole else b"half")
+        assert checkpoint.pathmgr is manager
+        assert [found.name for found in path.parent.iterdir()] == [path.name]
