@@ -47,11 +47,11 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 def _onednn_takes(x: Tensor, weight: Tensor) -> bool:
     return bool(
-        x.device.type == "cpu"
+        eager()
+        and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
-        and eager()
         and not torch.is_autocast_enabled("cpu")
         and x.numel()
     )

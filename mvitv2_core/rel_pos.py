@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import dynamic
 from .context import transformed
 
 CACHE_BYTES = 64 * 2**20
@@ -112,6 +113,8 @@ def rel_pos_rows(table: Tensor, q_size: int, k_size: int) -> Tensor:
         table: stored (L, head_dim) table, resampled where L is not ``2 * max(q, k) - 1``.
         q_size, k_size: live sizes of the pooled grids along the axis.
     """
+    if dynamic.is_dynamic(q_size, k_size):
+        return dynamic.rel_pos_rows(table, q_size, k_size)
     table = resample_table(table, 2 * max(q_size, k_size) - 1)
     index = rel_pos_index(q_size, k_size, table.device)
     return table.index_select(0, index).view(q_size, k_size, -1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from mvitv2_core.attend import attend
 from mvitv2_core.attention import MultiScaleAttention, NormLayer
 from mvitv2_core.config import MViTConfig
+from mvitv2_core.dynamic import is_dynamic
 from mvitv2_core.spec import BlockSpec
 
 
@@ -76,12 +77,13 @@ def partition(x: Tensor, hw: Sequence[int], window: Sequence[int]) -> Tensor:
     ``window`` is (h, w); the grid is filled up with zeros on the right and at the bottom.
     """
     (height, width), (h, w) = hw, window
+    rows, columns = -(-height // h), -(-width // w)
     x = x.unflatten(1, (height, width))
-    bottom, right = -height % h, -width % w
-    if bottom or right:
-        x = F.pad(x, (0, 0, 0, 0, 0, right, 0, bottom))
+    # Compiled for unknown sizes, one program serves with and without filling.
+    if is_dynamic(height, width) or rows * h > height or columns * w > width:
+        x = F.pad(x, (0, 0, 0, 0, 0, columns * w - width, 0, rows * h - height))
     # (B, rows * h, columns * w, heads, head_dim) -> (B, rows, columns, h, w, heads, head_dim)
-    x = x.unflatten(2, (-1, w)).unflatten(1, (-1, h)).transpose(2, 3)
+    x = x.unflatten(2, (columns, w)).unflatten(1, (rows, h)).transpose(2, 3)
     return x.flatten(3, 4).flatten(0, 2)
 
 

@@ -1,0 +1,47 @@
+"""torch.export, and programs compiled for sizes that are not known yet."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.compare import error
+from tests.small import KINDS, small_input, small_model
+
+
+@pytest.mark.parametrize("kind", ["image", "clip with class token"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(kind: str, strict: bool) -> None:
+    """One program for any batch; nothing of ours is in it but PyTorch's own operations."""
+    model, x = small_model(kind).eval(), small_input(kind)
+    program = torch.export.export(
+        model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=strict
+    )
+    assert not any("mvitv2" in str(node.target) for node in program.graph.nodes)
+    for batch in (2, 3, 5):
+        x = small_input(kind, batch=batch, seed=batch)
+        assert error(program.module()(x), model(x)) < 1e-5
+
+
+def gradients(model: nn.Module, output: Tensor) -> list[Tensor]:
+    weight = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    return list(torch.autograd.grad((output * weight).sum(), list(model.parameters())))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_compiled_for_any_size(kind: str) -> None:
+    """One trace without graph breaks serves other batches and sizes, forward and backward."""
+    model = small_model(kind).double()
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    for batch, crop in ((2, 0), (3, 8), (2, 12)):
+        x = small_input(kind, batch=batch, dtype=torch.float64)
+        x = x[..., : x.shape[-1] - crop].contiguous()
+        expected, got = model(x), compiled(x)
+        assert error(got, expected) < 1e-9
+        for a, b in zip(gradients(model, got), gradients(model, expected), strict=True):
+            assert error(a, b) < 1e-8 or b.abs().max() < 1e-12
+    assert counter.frame_count <= 2
