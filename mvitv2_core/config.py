@@ -5,9 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from .spec import BlockSpec, check_positive, check_sizes
+from .spec import (
+    BlockSpec,
+    check_flag,
+    check_positive,
+    check_rate,
+    check_scale,
+    check_sizes,
+    is_whole,
+)
 
 AbsPos = Literal["none", "joint", "separate"]
+FLAGS = ("qkv_bias", "cls_token", "rel_pos_zero_init", "residual_pooling", "mean_pooling")
 
 
 class Variant(NamedTuple):
@@ -80,12 +89,18 @@ class MViTConfig:
     mean_pooling: bool = False
 
     def __post_init__(self) -> None:
-        if not self.blocks:
-            raise ValueError("blocks must hold at least one BlockSpec, got none")
-        check_sizes("input_size", self.input_size, len(self.input_size))
-        check_sizes("patch_kernel", self.patch_kernel, len(self.patch_kernel))
+        blocks = self.blocks if isinstance(self.blocks, tuple) else ()
+        if not blocks or not all(isinstance(block, BlockSpec) for block in blocks):
+            raise ValueError(f"blocks must be a tuple of BlockSpecs, got {self.blocks!r}")
+        check_sizes("input_size", self.input_size)
+        check_sizes("patch_kernel", self.patch_kernel)
         check_sizes("patch_stride", self.patch_stride, len(self.patch_kernel))
-        if len(self.patch_padding) != len(self.patch_kernel) or min(self.patch_padding) < 0:
+        padding = self.patch_padding
+        if (
+            not isinstance(padding, tuple)
+            or len(padding) != len(self.patch_kernel)
+            or not all(is_whole(n) and n >= 0 for n in padding)
+        ):
             raise ValueError(
                 f"patch_padding must hold {len(self.patch_kernel)} sizes >= 0, got "
                 f"{self.patch_padding}"
@@ -95,26 +110,50 @@ class MViTConfig:
                 f"patch_kernel must have as many axes as the token grid ({self.rank}), or one "
                 f"fewer, got {self.patch_kernel}"
             )
-        if len(self.rel_pos) != self.rank:
-            raise ValueError(f"rel_pos must hold {self.rank} flags, got {self.rel_pos}")
+        if len(self.input_size) not in (self.rank, len(self.patch_kernel)):
+            raise ValueError(f"input_size must have {self.rank} sizes, got {self.input_size}")
+        if not isinstance(self.rel_pos, tuple) or len(self.rel_pos) != self.rank:
+            raise ValueError(f"rel_pos must hold {self.rank} flags, got {self.rel_pos!r}")
+        for used in self.rel_pos:
+            check_flag("rel_pos of each axis", used)
+        for name in FLAGS:
+            check_flag(name, getattr(self, name))
+        if self.abs_pos_cls_row is not None:
+            check_flag("abs_pos_cls_row", self.abs_pos_cls_row)
+        if self.abs_pos_thw is not None and self.abs_pos != "none":
+            check_sizes("abs_pos_thw", self.abs_pos_thw, self.rank)
         for name in ("in_chans", "num_classes"):
             check_positive(name, getattr(self, name))
-        if self.mlp_ratio <= 0:
-            raise ValueError(f"mlp_ratio must be positive, got {self.mlp_ratio}")
+        for name in ("mlp_ratio", "head_init_scale"):
+            check_scale(name, getattr(self, name))
+        narrowest = min(block.dim_att for block in self.blocks)
+        if int(narrowest * self.mlp_ratio) < 1:
+            raise ValueError(
+                f"mlp_ratio must leave a hidden width of at least 1 over {narrowest} channels, "
+                f"got {self.mlp_ratio}"
+            )
         if self.abs_pos not in ("none", "joint", "separate"):
             raise ValueError(f"abs_pos must be none, joint or separate, got {self.abs_pos!r}")
         if self.abs_pos == "separate" and self.rank != 3:
             raise ValueError(f"abs_pos='separate' needs a (T, H, W) grid, got rank {self.rank}")
         if self.cls_token and self.abs_pos_cls_row is False and self.abs_pos != "none":
             raise ValueError("abs_pos_cls_row must not be False where cls_token is True")
+        if self.abs_pos == "separate" and self.abs_pos_cls_row and not self.cls_token:
+            raise ValueError(
+                "abs_pos_cls_row of separate tables needs cls_token=True: nothing uses it"
+            )
         for name in ("dropout", "head_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+            check_rate(name, getattr(self, name))
         for index, (block, following) in enumerate(zip(self.blocks, self.blocks[1:], strict=False)):
             if block.dim_out != following.dim or len(block.thw) != len(following.thw):
                 raise ValueError(
                     f"blocks[{index + 1}] must take what blocks[{index}] gives: "
                     f"dim {following.dim} after dim_out {block.dim_out}"
+                )
+            if block.thw_out != following.thw:
+                raise ValueError(
+                    f"blocks[{index + 1}] must have the thw that blocks[{index}] gives, "
+                    f"{block.thw_out}, got {following.thw}"
                 )
 
     @property
@@ -163,12 +202,24 @@ class MViTConfig:
         Raises:
             ValueError: unknown ``name``, or a size that does not fit.
         """
-        if name not in VARIANTS:
+        if not isinstance(name, str) or name not in VARIANTS:
             raise ValueError(f"name must be one of {', '.join(VARIANTS)}, got {name!r}")
+        if not isinstance(input_size, tuple) or len(input_size) not in (2, 3):
+            raise ValueError(f"input_size must be (H, W) or (T, H, W), got {input_size!r}")
         row, rank = VARIANTS[name], len(input_size)
-        if rank not in (2, 3):
-            raise ValueError(f"input_size must be (H, W) or (T, H, W), got {input_size}")
         check_sizes("input_size", input_size, rank)
+        least = (2, 4, 4)[-rank:]
+        if any(n < s for n, s in zip(input_size, least, strict=True)):
+            raise ValueError(
+                f"input_size must be at least the patch stride {least}, got {input_size}"
+            )
+        if kv_stride is not None:
+            check_positive("kv_stride", kv_stride)
+        check_rate("drop_path_rate", drop_path_rate)
+        check_flag("dim_mul_in_att", dim_mul_in_att)
+        unknown = sorted(set(overrides) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise TypeError(f"{', '.join(unknown)}: no such field of MViTConfig")
         clip = rank == 3
         stride = (2, 4, 4)[-rank:]
         config = cls(
@@ -216,7 +267,13 @@ def stage_blocks(
     Raises:
         ValueError: a size is not positive or heads do not divide the width.
     """
-    check_sizes("depths", depths, len(depths))
+    check_sizes("depths", depths, len(depths) if isinstance(depths, tuple) else 1)
+    check_sizes("thw", thw)
+    check_sizes("stride_kv", stride_kv, len(thw))
+    for name, value in (("embed_dim", embed_dim), ("num_heads", num_heads)):
+        check_positive(name, value)
+    check_rate("drop_path_rate", drop_path_rate)
+    check_flag("dim_mul_in_att", dim_mul_in_att)
     rank, total = len(thw), sum(depths)
     starts = {sum(depths[:stage]) for stage in range(1, len(depths))}
     dim, specs = embed_dim, []

@@ -15,6 +15,7 @@ from .attention import MultiScaleAttention, NormLayer
 from .block import MultiScaleBlock
 from .config import MViTConfig
 from .pool import HeadPool
+from .spec import check_flag
 
 Stage = tuple[Tensor, tuple[int, ...]]
 LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
@@ -26,6 +27,11 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: MViTConfig) -> None:
         super().__init__()
         self.rank, self.patch_rank = config.rank, len(config.patch_kernel)
+        # Kernels that reach no pixel but padding would make tokens of nothing.
+        self.least = tuple(
+            max(k - 2 * p, 1)
+            for k, p in zip(config.patch_kernel, config.patch_padding, strict=True)
+        )
         conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.patch_rank - 1]
         self.proj = conv(
             config.in_chans,
@@ -41,6 +47,16 @@ class PatchEmbed(nn.Module):
             raise ValueError(
                 f"input must have {self.patch_rank + 2} dimensions "
                 f"(B, C, {', '.join('THW'[3 - self.patch_rank :])}), got {tuple(x.shape)}"
+            )
+        if x.shape[1] != self.proj.in_channels:
+            raise ValueError(
+                f"input must have in_chans={self.proj.in_channels} channels, got {tuple(x.shape)}"
+            )
+        if any(n < least for n, least in zip(x.shape[2:], self.least, strict=True)):
+            raise ValueError(
+                f"input must be at least {self.least} pixels with patch_kernel="
+                f"{self.proj.kernel_size} and patch_padding={self.proj.padding}, got "
+                f"{tuple(x.shape)}"
             )
         if self.patch_rank == 3 and x.device.type == "cpu":
             # PyTorch 2.14's bfloat16 weight gradient of channels-last clips writes out of bounds.
@@ -64,6 +80,9 @@ class MViT(nn.Module):
         attention: class of the blocks' attention.
         act_checkpoint: recompute each block in the backward pass instead of keeping its
             activations; results do not change.
+
+    Raises:
+        TypeError, ValueError: an argument that is not of its kind; the message names it.
     """
 
     cls_token: nn.Parameter | None
@@ -81,6 +100,14 @@ class MViT(nn.Module):
         act_checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(config, MViTConfig):
+            raise TypeError(f"config must be an MViTConfig, got {config!r}")
+        for name, layer in (("norm_layer", norm_layer), ("act_layer", act_layer)):
+            if not callable(layer) or isinstance(layer, nn.Module):
+                raise TypeError(f"{name} must be a class or function that makes one, got {layer!r}")
+        if not (isinstance(attention, type) and issubclass(attention, MultiScaleAttention)):
+            raise TypeError(f"attention must be a MultiScaleAttention class, got {attention!r}")
+        check_flag("act_checkpoint", act_checkpoint)
         self.config, self.act_checkpoint = config, act_checkpoint
         self.patch_embed = PatchEmbed(config)
         dim = config.embed_dim

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,10 @@ class BlockSpec:
     def __post_init__(self) -> None:
         for name in ("dim", "dim_att", "dim_out", "num_heads"):
             check_positive(name, getattr(self, name))
-        for name in ("thw", "stride_q", "stride_kv", "kernel_q", "kernel_kv"):
+        check_sizes("thw", self.thw)
+        for name in ("stride_q", "stride_kv", "kernel_q", "kernel_kv"):
             sizes = getattr(self, name)
-            if sizes is not None:
+            if sizes is not None or name.startswith("stride"):
                 check_sizes(name, sizes, len(self.thw))
         if self.dim_att % self.num_heads:
             raise ValueError(
@@ -64,8 +67,7 @@ class BlockSpec:
             raise ValueError(f"kernel_q must be odd on every axis, got {self.kernel_q}")
         if not all(s == 1 or s % 2 == 0 for s in self.stride_q):
             raise ValueError(f"stride_q must be 1 or even on every axis, got {self.stride_q}")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
+        check_rate("drop_path", self.drop_path)
 
     @property
     def head_dim(self) -> int:
@@ -89,18 +91,54 @@ class BlockSpec:
         return 2 * max(size // self.stride_q[axis], size // self.stride_kv[axis], 1) - 1
 
 
-def check_positive(name: str, value: int) -> None:
+def is_whole(value: object) -> bool:
+    """Whether ``value`` is a whole number; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_positive(name: str, value: object) -> None:
     """Raise ValueError unless ``value`` is a positive whole number."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not (isinstance(value, int) and is_whole(value) and value > 0):
         raise ValueError(f"{name} must be a positive whole number, got {value!r}")
 
 
-def check_sizes(name: str, sizes: tuple[int, ...], rank: int) -> None:
-    """Raise ValueError unless ``sizes`` is a tuple of ``rank`` positive whole numbers."""
+def check_count(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is a whole number from 0."""
+    if not (isinstance(value, int) and is_whole(value) and value >= 0):
+        raise ValueError(f"{name} must be 0 or positive, a whole number, got {value!r}")
+
+
+def check_sizes(name: str, sizes: object, rank: int | None = None) -> None:
+    """Raise ValueError unless ``sizes`` is a tuple of ``rank`` positive whole numbers.
+
+    Without a ``rank``, of one to three of them.
+    """
+    ranks = (1, 2, 3) if rank is None else (rank,)
     if (
         not isinstance(sizes, tuple)
-        or len(sizes) != rank
-        or not rank
-        or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes)
+        or not sizes
+        or len(sizes) not in ranks
+        or not all(is_whole(n) and n > 0 for n in sizes)
     ):
-        raise ValueError(f"{name} must be {rank} positive whole numbers, got {sizes!r}")
+        wanted = "1 to 3" if rank is None else rank
+        raise ValueError(f"{name} must be {wanted} positive whole numbers, got {sizes!r}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def check_rate(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is a number in [0, 1)."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (number and 0 <= float(value) < 1):  # type: ignore[arg-type]
+        raise ValueError(f"{name} must be in [0, 1), got {value!r}")
+
+
+def check_scale(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is a positive finite number."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (number and 0 < float(value) < math.inf):  # type: ignore[arg-type]
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")

@@ -12,7 +12,7 @@ from mvitv2_core.attend import attend
 from mvitv2_core.attention import MultiScaleAttention, NormLayer
 from mvitv2_core.config import MViTConfig
 from mvitv2_core.dynamic import is_dynamic
-from mvitv2_core.spec import BlockSpec
+from mvitv2_core.spec import BlockSpec, check_count
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class WindowBlockSpec(BlockSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.window_size < 0:
-            raise ValueError(f"window_size must be 0 or positive, got {self.window_size}")
+        check_count("window_size", self.window_size)
         for stride in {*self.stride_q, *self.stride_kv} if self.window_size else ():
             if self.window_size % stride:
                 raise ValueError(

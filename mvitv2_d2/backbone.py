@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from mvitv2_core import MViT as Trunk
 from mvitv2_core import MViTConfig
-from mvitv2_core.spec import check_positive, check_sizes
+from mvitv2_core.spec import check_flag, check_positive, check_sizes, is_whole
 
 from .attention import WindowAttention
 from .checkpoint import install
 from .config import backbone_kwargs
-from .stages import SCALES, check_ends, check_features, stage_blocks
+from .stages import SCALES, as_tuple, check_ends, check_features, stage_blocks
 
 install()  # official image checkpoints as MODEL.WEIGHTS and train.init_checkpoint
 
@@ -91,14 +91,29 @@ class MViT(Trunk, Backbone):
         out_features: Sequence[str] = SCALES,
         dim_mul_in_att: bool = True,
     ) -> None:
-        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        stride = tuple(patch_stride)
+        size = (img_size,) * 2 if isinstance(img_size, int) else as_tuple("img_size", img_size)
+        stride = as_tuple("patch_stride", patch_stride)
         ends = check_ends(last_block_indexes, depth)
         features = check_features(out_features, len(ends))
         for name, value in (("pretrain_img_size", pretrain_img_size), ("embed_dim", embed_dim)):
             check_positive(name, value)
-        for name, sizes in (("img_size", size), ("patch_stride", stride)):
+        patch = as_tuple("patch_kernel", patch_kernel)
+        for name, sizes in (("img_size", size), ("patch_kernel", patch), ("patch_stride", stride)):
             check_sizes(name, sizes, 2)
+        for name, sizes in (("img_size", size), ("pretrain_img_size", (pretrain_img_size,) * 2)):
+            if any(n < s for n, s in zip(sizes, stride, strict=True)):
+                raise ValueError(f"{name} must be at least patch_stride={stride}, got {sizes}")
+        kernel = as_tuple("qkv_pool_kernel", qkv_pool_kernel)
+        check_sizes("qkv_pool_kernel", kernel, 2)
+        if not all(n % 2 for n in kernel):
+            raise ValueError(f"qkv_pool_kernel must be odd on every axis, got {kernel}")
+        for name, flag in (
+            ("use_abs_pos", use_abs_pos),
+            ("use_rel_pos", use_rel_pos),
+            ("use_act_checkpoint", use_act_checkpoint),
+            ("pretrain_use_cls_token", pretrain_use_cls_token),
+        ):
+            check_flag(name, flag)
         deepest = ends[int(features[-1].removeprefix("scale")) - 2]
         config = MViTConfig(
             blocks=stage_blocks(
@@ -107,16 +122,16 @@ class MViT(Trunk, Backbone):
                 depth,
                 num_heads,
                 ends,
-                tuple(qkv_pool_kernel),
+                kernel,
                 adaptive_kv_stride,
                 adaptive_window_size,
                 drop_path_rate,
                 dim_mul_in_att,
             )[: deepest + 1],
             input_size=size,
-            patch_kernel=tuple(patch_kernel),
+            patch_kernel=patch,
             patch_stride=stride,
-            patch_padding=tuple(patch_padding),
+            patch_padding=as_tuple("patch_padding", patch_padding),
             in_chans=in_chans,
             mlp_ratio=mlp_ratio,
             qkv_bias=qkv_bias,
@@ -175,8 +190,10 @@ class MViT(Trunk, Backbone):
             ValueError: ``freeze_at`` is not a whole number from 0 to 5.
         """
         last = len(self._stage_names) + 1
-        if freeze_at not in range(last + 1):
-            raise ValueError(f"freeze_at must be a whole number from 0 to {last}, got {freeze_at}")
+        if not is_whole(freeze_at) or freeze_at not in range(last + 1):
+            raise ValueError(
+                f"freeze_at must be a whole number from 0 to {last}, got {freeze_at!r}"
+            )
         if freeze_at >= 1:
             self.patch_embed.requires_grad_(False)
             if self.pos_embed is not None:
@@ -201,7 +218,11 @@ def build_mvitv2_backbone(cfg: Any, input_shape: ShapeSpec) -> MViT:
         input_shape: its ``channels`` become ``in_chans``.
     """
     kwargs = backbone_kwargs(cfg)
-    return MViT(in_chans=input_shape.channels, **kwargs).freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
+    try:
+        model = MViT(in_chans=input_shape.channels, **kwargs)
+    except ValueError as error:
+        raise ValueError(f"MODEL.MVITV2: {error}") from error
+    return model.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
 
 
 def _fpn(cfg: Any, bottom_up: MViT, top_block: nn.Module) -> FPN:

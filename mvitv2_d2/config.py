@@ -6,6 +6,14 @@ from functools import partial
 from typing import Any
 
 from mvitv2_core.config import VARIANTS
+from mvitv2_core.spec import (
+    check_count,
+    check_flag,
+    check_positive,
+    check_rate,
+    check_scale,
+    is_whole,
+)
 
 
 def add_mvitv2_config(cfg: Any) -> None:
@@ -42,6 +50,25 @@ def add_mvitv2_config(cfg: Any) -> None:
     cfg.MODEL.MVITV2 = node
 
 
+# What each value must be, by itself; ``MViT`` checks what they must be together.
+CHECKS = {
+    "KV_STRIDE": check_positive,
+    "WINDOW_SIZE": check_count,
+    "PRETRAIN_IMG_SIZE": check_positive,
+    "MLP_RATIO": check_scale,
+    "NORM_EPS": check_scale,
+    "DROP_PATH_RATE": check_rate,
+    "QKV_BIAS": check_flag,
+    "RESIDUAL_POOLING": check_flag,
+    "USE_ABS_POS": check_flag,
+    "USE_REL_POS": check_flag,
+    "REL_POS_ZERO_INIT": check_flag,
+    "ACT_CHECKPOINT": check_flag,
+    "PRETRAIN_USE_CLS_TOKEN": check_flag,
+    "DIM_MUL_IN_ATT": check_flag,
+}
+
+
 def backbone_kwargs(cfg: Any) -> dict[str, Any]:
     """Arguments of ``MViT`` from ``cfg.MODEL.MVITV2``; ``cfg`` is not changed.
 
@@ -53,8 +80,8 @@ def backbone_kwargs(cfg: Any) -> dict[str, Any]:
 
     node = cfg.MODEL.MVITV2
     parts = {"DEPTHS": node.DEPTHS, "EMBED_DIM": node.EMBED_DIM, "NUM_HEADS": node.NUM_HEADS}
-    if node.VARIANT:
-        if node.VARIANT not in VARIANTS:
+    if node.VARIANT != "":
+        if not isinstance(node.VARIANT, str) or node.VARIANT not in VARIANTS:
             raise ValueError(
                 f"MODEL.MVITV2.VARIANT must be one of {', '.join(VARIANTS)} or empty, got "
                 f"{node.VARIANT!r}"
@@ -69,11 +96,15 @@ def backbone_kwargs(cfg: Any) -> dict[str, Any]:
         missing = [f"MODEL.MVITV2.{key}" for key, value in parts.items() if not value]
         if missing:
             raise ValueError(f"{', '.join(missing)} must be given where VARIANT is empty")
-        depths, embed_dim, num_heads = tuple(node.DEPTHS), node.EMBED_DIM, node.NUM_HEADS
-    if not all(isinstance(n, int) and n > 0 for n in depths):
-        raise ValueError(f"MODEL.MVITV2.DEPTHS must be positive whole numbers, got {depths}")
-    if node.NORM_EPS <= 0:
-        raise ValueError(f"MODEL.MVITV2.NORM_EPS must be positive, got {node.NORM_EPS}")
+        depths, embed_dim, num_heads = node.DEPTHS, node.EMBED_DIM, node.NUM_HEADS
+        for key in ("EMBED_DIM", "NUM_HEADS"):
+            check_positive(f"MODEL.MVITV2.{key}", parts[key])
+    if not isinstance(depths, (list, tuple)) or not all(is_whole(n) and n > 0 for n in depths):
+        raise ValueError(f"MODEL.MVITV2.DEPTHS must be positive whole numbers, got {depths!r}")
+    if len(depths) > 4:
+        raise ValueError(f"MODEL.MVITV2.DEPTHS must be of at most 4 stages, got {depths}")
+    for key, check in CHECKS.items():
+        check(f"MODEL.MVITV2.{key}", node[key])
     return {
         "img_size": node.IMG_SIZE,
         "embed_dim": embed_dim,
@@ -93,6 +124,6 @@ def backbone_kwargs(cfg: Any) -> dict[str, Any]:
         "use_act_checkpoint": node.ACT_CHECKPOINT,
         "pretrain_img_size": node.PRETRAIN_IMG_SIZE,
         "pretrain_use_cls_token": node.PRETRAIN_USE_CLS_TOKEN,
-        "out_features": tuple(node.OUT_FEATURES),
+        "out_features": node.OUT_FEATURES,
         "dim_mul_in_att": node.DIM_MUL_IN_ATT,
     }

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from mvitv2_core.spec import check_positive
+from mvitv2_core.spec import check_count, check_flag, check_positive, check_rate, is_whole
 
 from .attention import WindowBlockSpec
 
 SCALES = ("scale2", "scale3", "scale4", "scale5")
 
 
+def as_tuple(name: str, values: object) -> tuple:
+    """``values`` as a tuple; ValueError where they are no sequence."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise ValueError(f"{name} must be a sequence, got {values!r}")
+    return tuple(values)
+
+
 def check_ends(last_block_indexes: Sequence[int], depth: int) -> tuple[int, ...]:
     """``last_block_indexes`` as a tuple; ValueError where it does not fit ``depth``."""
     check_positive("depth", depth)
-    ends = tuple(last_block_indexes)
-    rising = all(a < b for a, b in itertools.pairwise(ends))
+    ends = as_tuple("last_block_indexes", last_block_indexes)
+    rising = all(map(is_whole, ends)) and all(a < b for a, b in itertools.pairwise(ends))
     if not 1 <= len(ends) <= len(SCALES) or not rising or ends[0] < 0 or ends[-1] != depth - 1:
         raise ValueError(
             f"last_block_indexes must be at most {len(SCALES)} rising block indexes that end with "
@@ -28,8 +35,11 @@ def check_ends(last_block_indexes: Sequence[int], depth: int) -> tuple[int, ...]
 def check_features(out_features: Sequence[str], stages: int) -> tuple[str, ...]:
     """The requested names in the order of the stages; ValueError on an unknown one."""
     known = SCALES[:stages]
-    if isinstance(out_features, str) or not out_features or not set(out_features) <= set(known):
-        raise ValueError(f"out_features must be some of {', '.join(known)}, got {out_features!r}")
+    names = as_tuple("out_features", out_features)
+    if not names or not all(n in known for n in names) or len(set(names)) < len(names):
+        raise ValueError(
+            f"out_features must be some of {', '.join(known)}, each once, got {out_features!r}"
+        )
     return tuple(name for name in known if name in out_features)
 
 
@@ -59,6 +69,9 @@ def stage_blocks(
     """
     check_positive("num_heads", num_heads)
     check_positive("adaptive_kv_stride", kv_stride)
+    check_count("adaptive_window_size", window_size)
+    check_rate("drop_path_rate", drop_path_rate)
+    check_flag("dim_mul_in_att", dim_mul_in_att)
     dim, specs = embed_dim, []
     for i in range(depth):
         first = i - 1 in ends

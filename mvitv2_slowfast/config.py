@@ -6,14 +6,22 @@ video_model_builder.py) writes ``POOL_KV_STRIDE`` back; nothing here does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from mvitv2_core.config import AbsPos, MViTConfig
-from mvitv2_core.spec import BlockSpec, check_positive, check_sizes
+from mvitv2_core.spec import (
+    BlockSpec,
+    check_flag,
+    check_positive,
+    check_rate,
+    check_scale,
+    check_sizes,
+)
+
+from .rows import read_multipliers, read_sizes, read_strides
 
 # The one value of each key that this model has; upstream's other values belong to other models.
 FIXED: dict[str, object] = {
@@ -35,6 +43,29 @@ HONOURED = frozenset([
     "USE_MEAN_POOLING", "ZERO_DECAY_POS_CLS",
 ])
 # fmt: on
+# What each value must be by itself, by node.
+CHECKS = {
+    "MVIT": {
+        **dict.fromkeys(("DEPTH", "EMBED_DIM", "NUM_HEADS"), check_positive),
+        **dict.fromkeys(("MLP_RATIO", "HEAD_INIT_SCALE"), check_scale),
+        **dict.fromkeys(("DROPOUT_RATE", "DROPPATH_RATE"), check_rate),
+        **dict.fromkeys(
+            (
+                *("CLS_EMBED_ON", "DIM_MUL_IN_ATT", "PATCH_2D", "QKV_BIAS", "REL_POS_SPATIAL"),
+                *("REL_POS_TEMPORAL", "REL_POS_ZERO_INIT", "RESIDUAL_POOLING", "SEP_POS_EMBED"),
+                *("USE_ABS_POS", "USE_MEAN_POOLING", "ZERO_DECAY_POS_CLS"),
+            ),
+            check_flag,
+        ),
+    },
+    "DATA": {"NUM_FRAMES": check_positive, "TRAIN_CROP_SIZE": check_positive},
+    "MODEL": {
+        "NUM_CLASSES": check_positive,
+        "DROPOUT_RATE": check_rate,
+        "ACT_CHECKPOINT": check_flag,
+    },
+    "DETECTION": {"ENABLE": check_flag},
+}
 HEAD_ACTS = ("softmax", "sigmoid", "none")
 
 
@@ -71,11 +102,13 @@ def read_config(cfg: Any) -> MViTConfig:
     image = mvit.PATCH_2D
     patch_rank = 2 if image else 3
     patch = {
-        name.lower(): _sizes(f"MVIT.{name}", getattr(mvit, name), patch_rank, smallest)
+        name.lower(): read_sizes(f"MVIT.{name}", getattr(mvit, name), patch_rank, smallest)
         for name, smallest in (("PATCH_KERNEL", 1), ("PATCH_STRIDE", 1), ("PATCH_PADDING", 0))
     }
     crop = data.TRAIN_CROP_SIZE
-    input_size = _sizes("DATA.NUM_FRAMES, DATA.TRAIN_CROP_SIZE", (data.NUM_FRAMES, crop, crop), 3)
+    input_size = read_sizes(
+        "DATA.NUM_FRAMES, DATA.TRAIN_CROP_SIZE", (data.NUM_FRAMES, crop, crop), 3
+    )
     if image and data.NUM_FRAMES != 1:
         raise ValueError(f"DATA.NUM_FRAMES must be 1 with MVIT.PATCH_2D, got {data.NUM_FRAMES}")
     stride = (1, *patch["patch_stride"])[-3:]
@@ -157,8 +190,14 @@ def _check_keys(cfg: Any) -> None:
                 raise ValueError(f"MVIT.REV.ENABLE must be False, got {value.ENABLE!r}")
         elif key not in HONOURED:
             raise ValueError(f"MVIT.{key} is a key that MViTv2 does not know (value {value!r})")
-    for key in ("DEPTH", "EMBED_DIM", "NUM_HEADS"):
-        check_positive(f"MVIT.{key}", cfg.MVIT[key])
+    for name, checks in CHECKS.items():
+        for key, check in checks.items():
+            if name in cfg and key in cfg[name]:
+                check(f"{name}.{key}", cfg[name][key])
+    channels = cfg.DATA.INPUT_CHANNEL_NUM
+    if not isinstance(channels, (list, tuple)) or not channels:
+        raise ValueError(f"DATA.INPUT_CHANNEL_NUM must hold a number per pathway, got {channels!r}")
+    check_positive("DATA.INPUT_CHANNEL_NUM[0]", channels[0])
     refused = (
         ("MASK", "ENABLE", False),  # pre-training needs MaskMViT; fine-tuning does not set it
         ("MODEL", "DETACH_FINAL_FC", False),
@@ -174,9 +213,18 @@ def _blocks(mvit: Any, thw: tuple[int, ...]) -> tuple[BlockSpec, ...]:
     """Block specs in upstream's order of operations: heads, then width, then strides."""
     depth, in_att = mvit.DEPTH, mvit.DIM_MUL_IN_ATT
     # In attention the multiplier of block i acts in block i, else that of i + 1 in block i's MLP.
-    dim_mul = _multipliers("DIM_MUL", mvit.DIM_MUL, range(depth) if in_att else range(1, depth + 1))
-    head_mul = _multipliers("HEAD_MUL", mvit.HEAD_MUL, range(depth))
-    strides_q = _strides("POOL_Q_STRIDE", mvit.POOL_Q_STRIDE, depth)
+    dim_mul = read_multipliers(
+        "DIM_MUL", mvit.DIM_MUL, range(depth) if in_att else range(1, depth + 1)
+    )
+    head_mul = read_multipliers("HEAD_MUL", mvit.HEAD_MUL, range(depth))
+    strides_q = read_strides("POOL_Q_STRIDE", mvit.POOL_Q_STRIDE, depth)
+    for block, stride in strides_q.items():
+        if not all(s == 1 or s % 2 == 0 for s in stride):
+            raise ValueError(
+                f"MVIT.POOL_Q_STRIDE must be 1 or even per axis, got {stride} for block {block}"
+            )
+        if not all(k % 2 for k in _kernel(mvit, stride) or ()):
+            raise ValueError(f"MVIT.POOL_KVQ_KERNEL must be odd, got {mvit.POOL_KVQ_KERNEL}")
     strides_kv = _kv_strides(mvit, strides_q)
     dim, num_heads, specs = mvit.EMBED_DIM, mvit.NUM_HEADS, []
     for i in range(depth):
@@ -206,8 +254,8 @@ def _blocks(mvit: Any, thw: tuple[int, ...]) -> tuple[BlockSpec, ...]:
 def _kv_strides(mvit: Any, strides_q: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
     """Adaptive strides, divided by each q stride on the way down; else those listed."""
     if mvit.POOL_KV_STRIDE_ADAPTIVE is None:
-        return _strides("POOL_KV_STRIDE", mvit.POOL_KV_STRIDE, mvit.DEPTH)
-    stride = _sizes("MVIT.POOL_KV_STRIDE_ADAPTIVE", mvit.POOL_KV_STRIDE_ADAPTIVE, 3)
+        return read_strides("POOL_KV_STRIDE", mvit.POOL_KV_STRIDE, mvit.DEPTH)
+    stride = read_sizes("MVIT.POOL_KV_STRIDE_ADAPTIVE", mvit.POOL_KV_STRIDE_ADAPTIVE, 3)
     strides = {}
     for i in range(mvit.DEPTH):
         step = strides_q.get(i, (1, 1, 1))
@@ -222,43 +270,4 @@ def _kernel(mvit: Any, stride: tuple[int, ...] | None) -> tuple[int, ...] | None
         return None
     if mvit.POOL_KVQ_KERNEL is None:
         return tuple(s + 1 if s > 1 else 1 for s in stride)
-    return _sizes("MVIT.POOL_KVQ_KERNEL", mvit.POOL_KVQ_KERNEL, 3)
-
-
-def _multipliers(name: str, rows: Iterable[Sequence[float]], blocks: range) -> dict[int, float]:
-    """{block: multiplier} of rows [block, multiplier]."""
-    multipliers: dict[int, float] = {}
-    for row in rows:
-        valid = len(row) == 2 and row[0] in blocks and row[0] not in multipliers and row[1] > 0
-        if not valid:
-            raise ValueError(
-                f"MVIT.{name} must hold rows [block, multiplier > 0], each block of "
-                f"{blocks.start} to {blocks.stop - 1} at most once, got {list(row)}"
-            )
-        multipliers[int(row[0])] = float(row[1])
-    return multipliers
-
-
-def _strides(name: str, rows: Iterable[Sequence[int]], depth: int) -> dict[int, tuple[int, ...]]:
-    """{block: (t, h, w)} of rows [block, t, h, w]."""
-    strides: dict[int, tuple[int, ...]] = {}
-    for row in rows:
-        if not row or row[0] not in range(depth) or row[0] in strides:
-            raise ValueError(
-                f"MVIT.{name} must hold rows [block, t, h, w], each block of 0 to {depth - 1} at "
-                f"most once, got {list(row)}"
-            )
-        strides[row[0]] = _sizes(f"MVIT.{name}", row[1:], 3)
-    return strides
-
-
-def _sizes(name: str, sizes: Sequence[int], rank: int, smallest: int = 1) -> tuple[int, ...]:
-    """``rank`` whole numbers from ``smallest``, as a tuple; ValueError otherwise."""
-    shifted = tuple(n + 1 - smallest if isinstance(n, int) else n for n in sizes)
-    try:
-        check_sizes(name, shifted, rank)
-    except ValueError:
-        raise ValueError(
-            f"{name} must be {rank} whole numbers >= {smallest}, got {list(sizes)}"
-        ) from None
-    return tuple(sizes)
+    return read_sizes("MVIT.POOL_KVQ_KERNEL", mvit.POOL_KVQ_KERNEL, 3)

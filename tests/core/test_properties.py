@@ -179,6 +179,8 @@ def configs(draw: st.DrawFn) -> MViTConfig:
     stills = rank > 1 and draw(st.booleans()) and draw(st.booleans())
     patch_rank = rank - 1 if stills else rank
     cls_token = draw(st.booleans())
+    abs_pos = draw(st.sampled_from(("none", "joint") + (("separate",) if rank == 3 else ())))
+    kept_row = draw(st.sampled_from((None, True))) if abs_pos == "joint" or cls_token else None
     return MViTConfig(
         blocks=tuple(blocks),
         input_size=tuple(4 * n for n in first[-patch_rank:]),
@@ -188,8 +190,8 @@ def configs(draw: st.DrawFn) -> MViTConfig:
         mlp_ratio=draw(st.sampled_from((0.5, 2.0, 4.0))),
         qkv_bias=draw(st.booleans()),
         cls_token=cls_token,
-        abs_pos=draw(st.sampled_from(("none", "joint") + (("separate",) if rank == 3 else ()))),
-        abs_pos_cls_row=draw(st.sampled_from((None, True))),
+        abs_pos=abs_pos,
+        abs_pos_cls_row=kept_row,
         rel_pos=draw(st.tuples(*[st.booleans()] * rank)),
         residual_pooling=draw(st.booleans()),
         num_classes=draw(st.integers(1, 5)),
@@ -239,6 +241,28 @@ def test_model(count: int, tally: Tally) -> None:
             smooth=not strided,
         )
         assert out.shape == (batch, config.num_classes)
+        tally(CLAIM)
+
+    check()
+
+
+@examples(50, 500)
+def test_too_small(count: int, tally: Tally) -> None:
+    """Without padding, inputs below the patch kernel are refused by name; from it up they run."""
+    spec = BlockSpec(4, 4, 4, 1, (4, 4), (1, 1), (1, 1), (3, 3), (3, 3))
+    size = st.integers(0, 12)
+
+    @drawn(count, batches, st.tuples(size, size), st.integers(0, 3), st.integers(1, 7))
+    def check(batch: int, size: tuple[int, int], padding: int, kernel: int) -> None:
+        config = MViTConfig((spec,), (16, 16), (kernel,) * 2, (4, 4), (padding,) * 2, num_classes=2)
+        model, x = MViTClassifier(config), torch.zeros(batch, 3, *size)
+        if min(size) >= max(kernel - 2 * padding, 1):
+            assert model(x).shape == (batch, 2)
+        else:
+            with pytest.raises(ValueError, match="input must be at least"):
+                model(x)
+        with pytest.raises(ValueError, match=r"input must have in_chans=3 channels"):
+            model(x[:, :2])
         tally(CLAIM)
 
     check()
