@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .context import transformed
 from .linear import autocast_dtype, no_autocast
 from .rel_pos import key_cells, rel_pos_terms
 
@@ -43,8 +45,8 @@ def attend(
         (B, Nq, heads, head_dim), without pooled q.
     """
     axes = [axis for axis, table in enumerate(tables) if table is not None]
-    if torch.jit.is_tracing():
-        # FLOP counters (fvcore) and tracing exporters know matmuls, not fused attention.
+    if torch.jit.is_tracing() or (not torch.compiler.is_compiling() and transformed()):
+        # FLOP counters (fvcore), tracing exporters and torch.func know matmuls, not our kernels.
         return attend_plain(q, k, v, tables, q_thw, k_thw, cls_token)
     terms = rel_pos_terms(q[:, 1:] if cls_token else q, tables, q_thw, k_thw)
     if cls_token:
@@ -111,8 +113,7 @@ def _folded(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], cells: Ten
 class _Chunked(torch.autograd.Function):
     """Exact attention for some queries at a time: each sees all its keys, so rows are complete.
 
-    Keeps q, k, v, the terms and the output for the backward pass, which makes each chunk's
-    probabilities anew.
+    Keeps q, k, v and the terms for the backward pass, which makes each chunk's probabilities anew.
     """
 
     @staticmethod
@@ -127,20 +128,21 @@ class _Chunked(torch.autograd.Function):
         *terms: Tensor,
     ) -> Tensor:
         ctx.layout = (k_thw, axes, cls_token)
+        ctx.save_for_backward(q, k, v, *terms)
         scale = q.shape[-1] ** -0.5
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        scratch = _Scratch(q)
         for batch, rows in _chunks(q, k):
-            bias = _bias([t[batch, rows] for t in terms], k_thw, axes, cls_token)
+            bias = _bias([t[batch, rows] for t in terms], k_thw, axes, cls_token, scratch)
             q_, k_, v_ = (x.transpose(1, 2) for x in (q[batch, rows], k[batch], v[batch]))
             part = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=bias, scale=scale)
             out[batch, rows] = part.transpose(1, 2)
-        ctx.save_for_backward(q, k, v, out, *terms)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, *terms = ctx.saved_tensors
+        q, k, v, *terms = ctx.saved_tensors
         k_thw, axes, cls_token = ctx.layout
         scale, first = q.shape[-1] ** -0.5, int(cls_token)
         dq = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -148,21 +150,27 @@ class _Chunked(torch.autograd.Function):
         wide = torch.promote_types(q.dtype, torch.float32)
         dk, dv = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k, v))
         dterms = [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in terms]
+        scratch = _Scratch(q)
         for batch, rows in _chunks(q, k):
-            # (b, n, heads, head_dim) -> (b, heads, n, head_dim)
-            q_, g_, o_ = (x[batch, rows].transpose(1, 2) for x in (q, grad, out))
-            k_, v_ = k[batch].transpose(1, 2) * scale, v[batch].transpose(1, 2)
-            bias = _bias([t[batch, rows] for t in terms], k_thw, axes, cls_token)
-            weights = (q_ @ k_.transpose(2, 3) + bias).to(wide).softmax(dim=-1)
-            dv[batch] += (weights.to(g_.dtype).transpose(2, 3) @ g_).transpose(1, 2)
-            delta = (g_ * o_).to(wide).sum(dim=-1, keepdim=True)
-            # Gradient of the logits: weights * (grad v^T - delta)
-            dlogits = (g_ @ v_.transpose(2, 3)).to(wide).sub_(delta).mul_(weights)
+            q_, g_ = _by_head(q[batch, rows]), _by_head(grad[batch, rows])
+            k_, v_ = _by_head(k[batch]) * scale, _by_head(v[batch])
+            logits = _bias([t[batch, rows] for t in terms], k_thw, axes, cls_token, scratch)
+            shape = logits.shape
+            logits = logits.flatten(0, 1).baddbmm_(q_, k_.transpose(1, 2))
+            weights = scratch.get("weights", logits.shape, wide)
+            torch.softmax(logits, -1, wide, out=weights)
+            dv[batch] += _by_token(weights.to(g_.dtype).transpose(1, 2) @ g_, shape)
+            dweights = scratch.get("dweights", logits.shape, q.dtype)
+            torch.bmm(g_, v_.transpose(1, 2), out=dweights)
+            dlogits = scratch.get("logits", logits.shape, wide)
+            torch.ops.aten._softmax_backward_data.out(
+                dweights.to(wide), weights, -1, wide, grad_input=dlogits
+            )
             narrow = dlogits.to(q.dtype)
-            dq[batch, rows] = (narrow @ k_).transpose(1, 2)
-            dk[batch] += (narrow.transpose(2, 3) @ q_).transpose(1, 2) * scale
+            dq[batch, rows] = _by_token(narrow @ k_, shape)
+            dk[batch] += _by_token(narrow.transpose(1, 2) @ q_, shape) * scale
             # Each term was added along the other axes: its gradient is the sum over them.
-            cells = dlogits[..., first:].unflatten(-1, k_thw)
+            cells = dlogits.view(shape)[..., first:].unflatten(-1, k_thw)
             for axis, dterm in zip(axes, dterms, strict=True):
                 others = [3 + a for a in range(len(k_thw)) if a != axis]
                 total = cells.sum(dim=others) if others else cells
@@ -171,6 +179,31 @@ class _Chunked(torch.autograd.Function):
             for dterm in dterms:
                 dterm[:, 0] = 0
         return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None, *dterms
+
+
+def _by_head(x: Tensor) -> Tensor:
+    """(b, n, heads, head_dim) -> (b * heads, n, head_dim)."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _by_token(x: Tensor, shape: torch.Size) -> Tensor:
+    """(b * heads, n, head_dim) -> (b, n, heads, head_dim), with ``shape`` (b, heads, ...)."""
+    return x.unflatten(0, shape[:2]).transpose(1, 2)
+
+
+class _Scratch:
+    """Buffers that one call's chunks share: fresh ones would be mapped and faulted in each time."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def get(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Uninitialised memory of ``shape``, the same for the same name and dtype."""
+        size, held = prod(shape), self._held.get((name, dtype))
+        if held is None or held.numel() < size:  # the first chunk is the largest
+            held = self._held[name, dtype] = self._like.new_empty(size, dtype=dtype)
+        return held[:size].view(*shape)
 
 
 def _chunks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -186,19 +219,30 @@ def _chunks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _bias(
-    terms: Sequence[Tensor], k_thw: Sequence[int], axes: Sequence[int], cls_token: bool
+    terms: Sequence[Tensor],
+    k_thw: Sequence[int],
+    axes: Sequence[int],
+    cls_token: bool,
+    scratch: _Scratch,
 ) -> Tensor:
-    """(b, n, heads, k_size) terms of each axis -> (b, heads, n, Nk) logits to add."""
-    bias: Tensor | None = None
-    for axis, term in zip(axes, terms, strict=True):
-        shape = [1] * len(k_thw)
-        shape[axis] = k_thw[axis]
-        # (b, n, heads, k_size) -> (b, heads, n, 1.., k_size, ..1)
-        term = term.transpose(1, 2).unflatten(-1, shape)
-        bias = term if bias is None else bias + term
-    assert bias is not None
-    bias = bias.expand(*bias.shape[:3], *k_thw).flatten(3)
-    return F.pad(bias, (1, 0)) if cls_token else bias
+    """(b, n, heads, k_size) terms of each axis -> contiguous (b, heads, n, Nk) logits."""
+    first, (b, n, heads, _) = int(cls_token), terms[0].shape
+    bias = scratch.get("logits", (b, heads, n, first + prod(k_thw)), terms[0].dtype)
+    bias[..., :first] = 0
+    cells = bias[..., first:].unflatten(-1, tuple(k_thw))
+    *some, last = (_spread(term, axis, k_thw) for axis, term in zip(axes, terms, strict=True))
+    if some:
+        torch.add(sum(some[1:], some[0]).expand_as(cells), last.expand_as(cells), out=cells)
+    else:
+        cells.copy_(last)
+    return bias
+
+
+def _spread(term: Tensor, axis: int, k_thw: Sequence[int]) -> Tensor:
+    """(b, n, heads, k_size) term of an axis -> (b, heads, n, 1.., k_size, ..1)."""
+    shape = [1] * len(k_thw)
+    shape[axis] = k_thw[axis]
+    return term.transpose(1, 2).unflatten(-1, shape)
 
 
 def attend_plain(
@@ -217,8 +261,8 @@ def attend_plain(
     first = int(cls_token)
     logits = (q * q.shape[-1] ** -0.5).transpose(1, 2) @ k.permute(0, 2, 3, 1)
     terms = rel_pos_terms(q[:, first:], tables, q_thw, k_thw)
-    if terms:
-        axes = [axis for axis, table in enumerate(tables) if table is not None]
-        terms = [F.pad(term, (0, 0, 0, 0, first, 0)) for term in terms]
-        logits = logits + _bias(terms, k_thw, axes, cls_token)
+    axes = [axis for axis, table in enumerate(tables) if table is not None]
+    for axis, term in zip(axes, terms, strict=True):
+        bias = _spread(term, axis, k_thw).expand(-1, -1, -1, *k_thw).flatten(3)
+        logits = logits + F.pad(bias, (first, 0, first, 0))
     return (logits.softmax(dim=-1) @ v.transpose(1, 2)).transpose(1, 2)

@@ -9,26 +9,12 @@ from torch import Tensor, nn
 
 from .attend import attend
 from .config import MViTConfig
+from .context import untouched
 from .linear import half_norm, linear
 from .pool import HeadPool
 from .spec import BlockSpec
 
 NormLayer = Callable[[int], nn.Module]
-
-
-class QKV(nn.Linear):
-    """One (dim -> 3 * dim_att) linear, as on disk, that returns q, k and v apart.
-
-    Three products with views of one weight cost as much as one, and give each pool tokens that
-    are contiguous, so nothing is copied between here and the convolutions.
-    """
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        """(B, N, dim) tokens -> three of (B, N, dim_att)."""
-        weights = self.weight.chunk(3)
-        biases = (None,) * 3 if self.bias is None else self.bias.chunk(3)
-        q, k, v = (linear(x, w, b) for w, b in zip(weights, biases, strict=True))
-        return q, k, v
 
 
 class MultiScaleAttention(nn.Module):
@@ -45,7 +31,7 @@ class MultiScaleAttention(nn.Module):
         self.num_heads, self.head_dim = spec.num_heads, spec.head_dim
         self.axes, self.cls_token = config.axes, config.cls_token
         self.residual_pooling = config.residual_pooling
-        self.qkv = QKV(spec.dim, 3 * spec.dim_att, bias=config.qkv_bias)
+        self.qkv = nn.Linear(spec.dim, 3 * spec.dim_att, bias=config.qkv_bias)
         self.proj = nn.Linear(spec.dim_att, spec.dim_att)
         self.proj_drop = nn.Dropout(config.dropout)
         pools = (
@@ -68,7 +54,7 @@ class MultiScaleAttention(nn.Module):
 
     def forward(self, x: Tensor, thw: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         """(B, N, dim) tokens on grid ``thw`` -> (B, Nq, dim_att) and the pooled grid."""
-        q, k, v = self.qkv(x)
+        q, k, v = self._qkv(x)
         q, q_thw = self._pool(q, thw, "q")
         k, k_thw = self._pool(k, thw, "k")
         v, _ = self._pool(v, thw, "v")
@@ -99,6 +85,18 @@ class MultiScaleAttention(nn.Module):
     def rel_pos_tables(self) -> list[Tensor | None]:
         """The position table of each axis, None where the axis has none."""
         return [getattr(self, f"rel_pos_{name}") for name in self.axes]
+
+    def _qkv(self, x: Tensor) -> Sequence[Tensor]:
+        """(B, N, dim) tokens -> three of (B, N, dim_att).
+
+        Three products with views of one weight cost as much as one, and give each pool tokens
+        that are contiguous, so nothing is copied between here and the convolutions.
+        """
+        if not untouched(self.qkv, nn.Linear):
+            return self.qkv(x).chunk(3, dim=-1)
+        weights = self.qkv.weight.chunk(3)
+        biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
+        return [linear(x, w, b) for w, b in zip(weights, biases, strict=True)]
 
     def _pool(self, x: Tensor, thw: Sequence[int], name: str) -> tuple[Tensor, tuple[int, ...]]:
         """(B, N, heads * head_dim) -> (B, N', heads, head_dim) pooled and normed, and its grid."""

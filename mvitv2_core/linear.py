@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .context import transformed, untouched
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     """(..., dim) -> (..., dim_out), through exact GELU where asked.
@@ -23,6 +25,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -
         and torch.backends.mkldnn.enabled
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
+        and not transformed()
         and not torch.is_autocast_enabled("cpu")
         and x.numel()
     ):
@@ -42,11 +45,12 @@ def half_norm(norm: nn.Module, x: Tensor) -> Tensor:
     """
     if (
         x.is_cuda
-        and type(norm) is nn.LayerNorm
-        and norm.elementwise_affine
+        and isinstance(norm, nn.LayerNorm)
+        and untouched(norm, nn.LayerNorm)
+        and norm.weight is not None
+        and norm.bias is not None
         and torch.is_autocast_enabled("cuda")
         and x.dtype == torch.get_autocast_dtype("cuda")
-        and not (norm._forward_hooks or norm._forward_pre_hooks)
     ):
         weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
         with torch.autocast("cuda", enabled=False):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .context import transformed, untouched
 from .linear import autocast_dtype, linear, no_autocast
 
 # Tokens that a CPU takes through both linears at a time: their hidden layer stays in the cache,
@@ -60,13 +61,14 @@ class Mlp(nn.Module):
         """Whether nothing but the two weights decides the result: no wrapper, hook or dropout."""
         linears = (self.fc1, self.fc2)
         return (
-            all(type(m) is nn.Linear and m.bias is not None for m in linears)
-            and type(self.act) is nn.GELU
-            and self.act.approximate == "none"
-            and not (self.training and self.drop.p)
-            and not any(m._forward_hooks or m._forward_pre_hooks for m in (*linears, self.act))
-            and not torch.compiler.is_compiling()
+            not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()
+            and all(untouched(m, nn.Linear) and m.bias is not None for m in linears)
+            and untouched(self.act, nn.GELU)
+            and self.act.approximate == "none"
+            and untouched(self.drop, nn.Dropout)
+            and not (self.drop.training and self.drop.p)  # some switch it on in evaluation
+            and not transformed()
         )
 
 

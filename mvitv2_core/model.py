@@ -42,6 +42,9 @@ class PatchEmbed(nn.Module):
                 f"input must have {self.patch_rank + 2} dimensions "
                 f"(B, C, {', '.join('THW'[3 - self.patch_rank :])}), got {tuple(x.shape)}"
             )
+        if self.patch_rank == 3 and x.device.type == "cpu":
+            # PyTorch 2.14's bfloat16 weight gradient of channels-last clips writes out of bounds.
+            x = x.contiguous()
         x = self.proj(x)
         thw = (1,) * (self.rank - self.patch_rank) + tuple(x.shape[2:])
         # (B, embed_dim, *grid) -> (B, N, embed_dim)

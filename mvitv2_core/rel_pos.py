@@ -5,6 +5,7 @@ Paper, section 4.1: the logit of query i and key j gets q_i . R_a[p_a(i) - p_a(j
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from math import prod
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .context import transformed
 
 CACHE_BYTES = 64 * 2**20
 
@@ -31,7 +34,8 @@ class TensorCache:
 
     def get(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
         """The tensor of ``key``, made by ``make`` where it is not held."""
-        if torch.compiler.is_compiling():  # the compiler folds constants itself
+        # The compiler folds constants itself; tensors made inside a transform belong to it.
+        if torch.compiler.is_compiling() or transformed():
             return make()
         with self._lock:
             held = self._entries.get(key)
@@ -52,11 +56,19 @@ class TensorCache:
                     self.size -= dropped.numel() * dropped.element_size()
         return made
 
+    def after_fork(self) -> None:
+        """In a forked child: the thread that held the lock, if any, does not exist there."""
+        if self._lock.locked():  # and may have left the entries half changed
+            self._entries, self.size = OrderedDict(), 0
+        self._lock = threading.Lock()
+
     def __len__(self) -> int:
         return len(self._entries)
 
 
 CACHE = TensorCache()
+if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
+    os.register_at_fork(after_in_child=lambda: CACHE.after_fork())
 
 
 def _scaled_positions(size: int, ratio: float, device: torch.device) -> Tensor:
