@@ -57,7 +57,7 @@ class Case:
         """Our model's account, block by block, for one image or clip."""
         with torch.device("meta"):
             if self.kind == "detection":
-                return trunk_cost(detection(self, "mvitv2_d2").config, self.size)  # type: ignore[arg-type]
+                return trunk_cost(detection(self, "mvitv2_d2").config, self.size)
             return classifier_cost(classifier(self).config, self.size)
 
     def flops(self, mode: str) -> int:

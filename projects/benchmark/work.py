@@ -60,7 +60,7 @@ def prepare(case: Case, who: str, mode: str, args: argparse.Namespace) -> nn.Mod
             "StochasticDepth",
         ):
             module.eval()
-    return torch.compile(model) if args.compile else model  # type: ignore[return-value]
+    return torch.compile(model) if args.compile else model
 
 
 def time_case(
@@ -113,7 +113,7 @@ def bound_memory() -> None:
     """Let this process fail, instead of the machine, where a peer wants more than there is."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
-        free = int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())[1])  # type: ignore[index]
+        free = int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())[1])
         limit = int(0.9 * free * 2**10)
         resource.setrlimit(
             resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1])
@@ -158,8 +158,8 @@ def kind(event: object) -> str:
     """Kind of work of a profiled operator; all that our chunked attention calls is attention."""
     above = event
     while above is not None:
-        if "_Chunked" in above.name:  # type: ignore[attr-defined]
+        if "_Chunked" in above.name:
             return "attention"
-        above = above.cpu_parent  # type: ignore[attr-defined]
-    name = event.name.rsplit("/", 1)[-1]  # type: ignore[attr-defined]
+        above = above.cpu_parent
+    name = event.name.rsplit("/", 1)[-1]
     return next(key for key, pattern in KINDS.items() if re.search(pattern, name))

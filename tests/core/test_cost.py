@@ -38,7 +38,6 @@ CASES = {
     "image": (small("T"), (64, 64)),
     "other size": (small("T"), (97, 131)),
     "class token": (small("T", cls_token=True), (64, 96)),
-    "heads": (small("L", 0, 32), (32, 32)),
     "MLP widens": (small("T", in_att=False), (70, 64)),
     "no biases, narrow MLP": (small("T", qkv_bias=False, mlp_ratio=2.5), (64, 64)),
     "no positions": (replace(small("T"), rel_pos=(False, False)), (64, 64)),
