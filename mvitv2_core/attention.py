@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .attend import attend
 from .config import MViTConfig
 from .context import untouched
-from .linear import half_norm, linear
+from .linear import NormParts, half_norm, linear, norm_linears
 from .pool import HeadPool
 from .spec import BlockSpec
 
@@ -52,9 +52,15 @@ class MultiScaleAttention(nn.Module):
             if table is not None and not config.rel_pos_zero_init:
                 nn.init.trunc_normal_(table, std=0.02)
 
-    def forward(self, x: Tensor, thw: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
-        """(B, N, dim) tokens on grid ``thw`` -> (B, Nq, dim_att) and the pooled grid."""
-        q, k, v = self._qkv(x)
+    def forward(
+        self, x: Tensor, thw: Sequence[int], norm: NormParts | None = None
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        """(B, N, dim) tokens on grid ``thw`` -> (B, Nq, dim_att) and the pooled grid.
+
+        Args:
+            norm: of ``norm_parts``, for tokens that are not normed yet; only where ``is_plain``.
+        """
+        q, k, v = self._qkv(x, norm)
         q, q_thw = self._pool(q, thw, "q")
         k, k_thw = self._pool(k, thw, "k")
         v, _ = self._pool(v, thw, "v")
@@ -65,7 +71,12 @@ class MultiScaleAttention(nn.Module):
             else:
                 out = out + q
         # (B, Nq, heads, head_dim) -> (B, Nq, dim_att)
-        return self.proj_drop(self.proj(out.flatten(2))), q_thw
+        out = out.flatten(2)
+        if untouched(self.proj, nn.Linear):
+            out = linear(out, self.proj.weight, self.proj.bias)
+        else:
+            out = self.proj(out)
+        return self.proj_drop(out), q_thw
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, q_thw: Sequence[int], k_thw: Sequence[int]
@@ -86,7 +97,12 @@ class MultiScaleAttention(nn.Module):
         """The position table of each axis, None where the axis has none."""
         return [getattr(self, f"rel_pos_{name}") for name in self.axes]
 
-    def _qkv(self, x: Tensor) -> Sequence[Tensor]:
+    def is_plain(self) -> bool:
+        """Whether the weights of ``qkv`` alone decide what it does, so that it can take a norm."""
+        ours = type(self).forward is MultiScaleAttention.forward and untouched(self, type(self))
+        return ours and untouched(self.qkv, nn.Linear)
+
+    def _qkv(self, x: Tensor, norm: NormParts | None) -> Sequence[Tensor]:
         """(B, N, dim) tokens -> three of (B, N, dim_att).
 
         Three products with views of one weight cost as much as one, and give each pool tokens
@@ -96,6 +112,8 @@ class MultiScaleAttention(nn.Module):
             return self.qkv(x).chunk(3, dim=-1)
         weights = self.qkv.weight.chunk(3)
         biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
+        if norm is not None:
+            return norm_linears(x, norm, weights, biases)
         return [linear(x, w, b) for w, b in zip(weights, biases, strict=True)]
 
     def _pool(self, x: Tensor, thw: Sequence[int], name: str) -> tuple[Tensor, tuple[int, ...]]:

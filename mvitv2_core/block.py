@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from .attention import MultiScaleAttention, NormLayer
 from .config import MViTConfig
-from .linear import half_norm
+from .context import untouched
+from .linear import half_norm, norm_parts
 from .mlp import Mlp
 from .spec import BlockSpec
 
@@ -30,9 +31,13 @@ class DropPath(nn.Module):
         """(B, ...) -> (B, ...)."""
         if not self.training or self.rate == 0.0:
             return x
+        return x * self.draw(x)
+
+    def draw(self, x: Tensor) -> Tensor:
+        """(B, 1, ...) factors for the samples of ``x``: 0, or 1 over the probability to stay."""
         keep = 1.0 - self.rate
         mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
-        return x * mask.div_(keep)
+        return mask.div_(keep)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
@@ -70,16 +75,30 @@ class MultiScaleBlock(nn.Module):
 
     def forward(self, x: Tensor, thw: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         """(B, N, dim) tokens on grid ``thw`` -> (B, N', dim_out) and their grid."""
-        x_norm = half_norm(self.norm1, x)
-        out, q_thw = self.attn(x_norm, thw)
-        if self.dim_mul_in_att and self.proj is not None:
-            x = self.proj(x_norm)
+        widens_first = self.dim_mul_in_att and self.proj is not None
+        norm = norm_parts(self.norm1, x)
+        if norm is not None and not widens_first and self.attn.is_plain():
+            out, q_thw = self.attn(x, thw, norm)
+        else:
+            x_norm = half_norm(self.norm1, x)
+            out, q_thw = self.attn(x_norm, thw)
+            x = self.proj(x_norm) if widens_first and self.proj is not None else x
         x = self._pool_skip(x, thw) + self.drop_path(out)
+        return self._add_mlp(x), q_thw
+
+    def _add_mlp(self, x: Tensor) -> Tensor:
+        """(B, N, dim_att) -> (B, N, dim_out)."""
+        widens = not self.dim_mul_in_att and self.proj is not None
+        norm = norm_parts(self.norm2, x)
+        plain = untouched(self.mlp, Mlp) and untouched(self.drop_path, DropPath)
+        if norm is not None and plain and not widens and self.mlp.is_plain():
+            drop = self.drop_path.training and self.drop_path.rate
+            return self.mlp.add_to(x, norm, self.drop_path.draw(x) if drop else None)
         x_norm = half_norm(self.norm2, x)
         out = self.mlp(x_norm)
-        if not self.dim_mul_in_att and self.proj is not None:
+        if widens and self.proj is not None:
             x = self.proj(x_norm)
-        return x + self.drop_path(out), q_thw
+        return x + self.drop_path(out)
 
     def _pool_skip(self, x: Tensor, thw: Sequence[int]) -> Tensor:
         """Max-pools the shortcut to the grid of pooled q; the class token passes by."""

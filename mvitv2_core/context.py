@@ -36,3 +36,11 @@ def transformed() -> bool:
     raise, and a tangent through oneDNN's linear is silently lost.
     """
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def eager() -> bool:
+    """Whether operations run as they are called, with nothing looking on but autograd.
+
+    Compilers fuse better than hand-made operations; tracers and transforms do not know them.
+    """
+    return not torch.compiler.is_compiling() and not torch.jit.is_tracing() and not transformed()

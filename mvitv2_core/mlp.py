@@ -10,12 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .context import transformed, untouched
-from .linear import autocast_dtype, linear, no_autocast
-
-# Tokens that a CPU takes through both linears at a time: their hidden layer stays in the cache,
-# and small buffers are reused where large ones are mapped and faulted in anew each time.
-CHUNK_TOKENS = 4096
+from .context import eager, untouched
+from .linear import (
+    NormParts,
+    autocast_dtype,
+    chunks,
+    layer_norm,
+    layer_norm_backward,
+    linear,
+    needs_grad,
+    no_autocast,
+    product,
+)
 
 
 class Mlp(nn.Module):
@@ -46,73 +52,128 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, dim) -> (B, N, dim_out)."""
-        if not self._is_plain():
+        if not self.is_plain():
             return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
         parts = (x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         dtype = autocast_dtype(x.device.type)
         if dtype is not None:
             parts = tuple(part.to(dtype) for part in parts)  # type: ignore[assignment]
         with no_autocast(x.device.type):
-            if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
-                return _LinearGeluLinear.apply(*parts)
-            return _infer(*parts)
+            return _run(*parts)
 
-    def _is_plain(self) -> bool:
+    def add_to(self, x: Tensor, norm: NormParts, scale: Tensor | None) -> Tensor:
+        """``x + scale * self(norm(x))`` in one operation; only where ``is_plain``.
+
+        Args:
+            x: (B, N, dim).
+            norm: of ``norm_parts``.
+            scale: (B, 1, 1) factors of stochastic depth, None for ones.
+        """
+        if scale is not None:
+            scale = scale.expand(-1, x.shape[1], -1).reshape(-1, 1)
+        fc1, fc2 = self.fc1, self.fc2
+        return _run(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, True, scale, *norm)
+
+    def is_plain(self) -> bool:
         """Whether nothing but the two weights decides the result: no wrapper, hook or dropout."""
-        linears = (self.fc1, self.fc2)
         return (
-            not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()
-            and all(untouched(m, nn.Linear) and m.bias is not None for m in linears)
+            eager()
+            and all(untouched(m, nn.Linear) and m.bias is not None for m in (self.fc1, self.fc2))
             and untouched(self.act, nn.GELU)
             and self.act.approximate == "none"
             and untouched(self.drop, nn.Dropout)
             and not (self.drop.training and self.drop.p)  # some switch it on in evaluation
-            and not transformed()
         )
 
 
+def _run(x: Tensor, *rest: Any) -> Tensor:
+    if needs_grad(x, *(part for part in rest if isinstance(part, Tensor))):
+        return _LinearGeluLinear.apply(x, *rest)
+    return _forward(x, None, *rest)
+
+
+def _forward(
+    x: Tensor,
+    keep: list[Tensor] | None,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    residual: bool = False,
+    scale: Tensor | None = None,
+    *norm: Any,
+) -> Tensor:
+    """``fc2(gelu(fc1(x)))`` by chunks of tokens, or ``x + scale * fc2(gelu(fc1(norm(x))))``.
+
+    Args:
+        keep: gets the hidden layer before GELU of each chunk; None computes without.
+    """
+    tokens = x.flatten(0, -2)
+    out = tokens.new_empty(tokens.shape[0], w2.shape[0])
+    for rows in chunks(tokens):
+        part = layer_norm(tokens[rows], norm)[0] if norm else tokens[rows]
+        if keep is None:
+            part = linear(part, w1, b1, gelu=True)
+        else:
+            keep.append(linear(part, w1, b1))
+            part = F.gelu(keep[-1])
+        part = linear(part, w2, b2)
+        if not residual:
+            out[rows] = part
+        elif scale is None:
+            torch.add(tokens[rows], part, out=out[rows])
+        else:
+            torch.addcmul(tokens[rows], part, scale[rows], out=out[rows])
+    return out.view(*x.shape[:-1], w2.shape[0])
+
+
 class _LinearGeluLinear(torch.autograd.Function):
-    """fc2(gelu(fc1(x))), a chunk of tokens at a time on the CPU; GELU is redone backward."""
+    """``_forward``, which keeps its input and the hidden layer; norm and GELU are redone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-        tokens = x.flatten(0, -2)
-        out = tokens.new_empty(tokens.shape[0], w2.shape[0])
-        hidden = tokens.new_empty(tokens.shape[0], w1.shape[0])
-        for rows in _chunks(tokens):
-            torch.addmm(b1, tokens[rows], w1.t(), out=hidden[rows])
-            torch.addmm(b2, F.gelu(hidden[rows]), w2.t(), out=out[rows])
-        ctx.save_for_backward(x, hidden, w1, w2)
-        return out.view(*x.shape[:-1], w2.shape[0])
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        w1: Tensor,
+        b1: Tensor,
+        w2: Tensor,
+        b2: Tensor,
+        residual: bool = False,
+        scale: Tensor | None = None,
+        *norm: Any,
+    ) -> Tensor:
+        hidden: list[Tensor] = []
+        out = _forward(x, hidden, w1, b1, w2, b2, residual, scale, *norm)
+        ctx.save_for_backward(x, w1, w2, scale, *norm[:2], *hidden)
+        ctx.residual, ctx.eps = residual, norm[2:]
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, hidden, w1, w2 = ctx.saved_tensors
+        x, w1, w2, scale, *hidden = ctx.saved_tensors
+        norm = tuple(hidden.pop(0) for _ in range(2 * len(ctx.eps))) + ctx.eps
         tokens, grads = x.flatten(0, -2), grad.flatten(0, -2)
         dx = torch.empty_like(tokens)
         dw1, dw2 = torch.zeros_like(w1), torch.zeros_like(w2)
-        db1 = w1.new_zeros(w1.shape[0])
-        for rows in _chunks(tokens):
-            part, g = hidden[rows], grads[rows]
+        db1, db2 = w1.new_zeros(w1.shape[0]), w2.new_zeros(w2.shape[0])
+        dnorm = [torch.zeros_like(part) for part in norm[:2]]
+        for rows, part in zip(chunks(tokens), hidden, strict=True):
+            g = grads[rows] if scale is None else grads[rows] * scale[rows]
             dw2.addmm_(g.t(), F.gelu(part))
-            dpart = torch.ops.aten.gelu_backward(g @ w2, part)
-            dw1.addmm_(dpart.t(), tokens[rows])
+            db2 += g.sum(dim=0)
+            dpart = torch.ops.aten.gelu_backward(product(g, w2), part)
             db1 += dpart.sum(dim=0)
-            torch.mm(dpart, w1, out=dx[rows])
-        return dx.view_as(x), dw1, db1, dw2, grads.sum(dim=0)
-
-
-def _chunks(tokens: Tensor) -> list[slice]:
-    count = max(tokens.shape[0], 1)
-    step = CHUNK_TOKENS if tokens.device.type == "cpu" else count
-    return [slice(i, i + step) for i in range(0, count, step)]
-
-
-def _infer(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    """Without gradients: the hidden layer is never held whole on a CPU."""
-    tokens = x.flatten(0, -2)
-    parts = [linear(linear(tokens[rows], w1, b1, gelu=True), w2, b2) for rows in _chunks(tokens)]
-    out = torch.cat(parts) if len(parts) > 1 else parts[0]
-    return out.view(*x.shape[:-1], w2.shape[0])
+            normed, *statistics = layer_norm(tokens[rows], norm) if norm else (tokens[rows],)
+            dw1.addmm_(dpart.t(), normed)
+            dtokens = product(dpart, w1)
+            if norm:
+                dtokens, *parts = layer_norm_backward(dtokens, tokens[rows], norm, *statistics)
+                for total, add in zip(dnorm, parts, strict=True):
+                    total += add
+            if ctx.residual:
+                torch.add(dtokens, grads[rows], out=dx[rows])
+            else:
+                dx[rows] = dtokens
+        nothing = (None,) * len(ctx.needs_input_grad[5:7])
+        return dx.view_as(x), dw1, db1, dw2, db2, *nothing, *dnorm, *(None for _ in ctx.eps)

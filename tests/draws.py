@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mvitv2_core import attend, mlp
+from mvitv2_core import attend, linear
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Half of the draws are exact: there every path must agree to rounding of float64.
@@ -116,7 +116,7 @@ class Path:
             if self.logits:
                 patch.setattr(attend, "CHUNK_LOGITS", self.logits)
             if self.tokens:
-                patch.setattr(mlp, "CHUNK_TOKENS", self.tokens)
+                patch.setattr(linear, "CHUNK_TOKENS", self.tokens)
             yield
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mvitv2_core import mlp
+from mvitv2_core import linear
 from mvitv2_core.mlp import Mlp
 from mvitv2_core.pool import HeadPool, _frames
 from tests.compare import error, gradient_error
@@ -52,7 +52,7 @@ def test_frames_sum_to_the_convolution(size: int, kernel: int, stride: int) -> N
 
 @pytest.mark.parametrize("chunk", [1, 5, 4096])
 def test_mlp_in_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlp, "CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(linear, "CHUNK_TOKENS", chunk)
     ours = Mlp(6, 24, 9, nn.GELU, 0.0).double()
     reference = nn.Sequential()
     reference.add_module("fc1", nn.Linear(6, 24))
