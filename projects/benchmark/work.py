@@ -22,7 +22,7 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = {
     "attention": r"scaled_dot_product|softmax|bmm|einsum|_Chunked",
     "convolutions": r"conv|_ByFrames",
-    "linears": r"addmm|::mm|linear|matmul|_LinearGeluLinear",
+    "linears": r"addmm|::mm|[Ll]inear|matmul",
     "norms": r"norm",
     "GELU": r"gelu",
     "max pooling": r"max_pool",

@@ -87,6 +87,7 @@ def test_kinds_of_operators() -> None:
     names = {
         "aten::addmm": "linears",
         "mkldnn::_linear_pointwise": "linears",
+        "_NormLinearsBackward": "linears",
         "aten::bmm": "attention",
         "aten::_scaled_dot_product_flash_attention_for_cpu": "attention",
         "aten::native_layer_norm_backward": "norms",
