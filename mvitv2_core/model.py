@@ -162,6 +162,11 @@ class MViT(nn.Module):
             # (1, HW, C) and (1, T, C) -> (1, T * HW, C)
             table = self.pos_embed_spatial[:, None] + self.pos_embed_temporal[:, :, None]
             row, table = self.pos_embed_class, table.flatten(1, 2)
+            if row is not None:
+                # A product has gradient memory of its own. Without it, at batch 1 autograd gives
+                # this parameter and cls_token one and the same: what accumulates, clips or
+                # reduces gradients in place would act on both twice.
+                row = row * 1
         else:
             return None
         table = resample_abs_pos(table, self.abs_pos_thw, thw)

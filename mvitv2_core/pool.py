@@ -75,8 +75,21 @@ def _whole(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
     kernel = weight.shape[2:]
     conv = (F.conv1d, F.conv2d, F.conv3d)[len(kernel) - 1]
     padding = tuple(k // 2 for k in kernel)
-    x = x.movedim(-1, 1)
+    x = _safe(x.movedim(-1, 1), kernel, stride)
     return conv(x, weight, None, tuple(stride), padding, groups=x.shape[1]).movedim(1, -1)
+
+
+def _safe(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """(B, C, *grid), copied out of channels-last where PyTorch's convolution fails on it.
+
+    On a CPU, oneDNN's bfloat16 gradient of a depthwise weight holds uninitialised memory where a
+    stride exceeds the kernel and channels come last (PyTorch 2.14.1): the kv pools of published
+    models.
+    """
+    dtype = autocast_dtype(x.device.type) or x.dtype
+    narrow = x.device.type == "cpu" and dtype == torch.bfloat16 and torch.is_grad_enabled()
+    skips = any(s > k for s, k in zip(stride, kernel, strict=True))
+    return x.contiguous() if narrow and skips else x
 
 
 def _frames(size: int, kernel: int, stride: int) -> Iterator[tuple[int, slice, slice]]:
@@ -125,6 +138,8 @@ class _ByFrames(torch.autograd.Function):
         for tap, frames, outputs in _frames(x.shape[1], weight.shape[2], stride[0]):
             # (B, frames, H, W, C) -> (B * frames, C, H, W), channels last
             x_ = x[:, frames].flatten(0, 1).movedim(-1, 1)
+            if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+                x_ = x_.contiguous()  # see _safe
             g_ = grad[:, outputs].flatten(0, 1).movedim(-1, 1)
             w_ = weight[:, :, tap]
             options = (stride[1:], padding, 1, channels)

@@ -3,7 +3,8 @@
 detectron2's ``DetectionCheckpointer`` skips tensors of another shape with a warning, so that
 position tables of another nominal size would stay at zero, and matches names by their endings. It
 offers no hook, so two of its methods are wrapped: for models that hold this project's backbone,
-and for no others, the checkpoint is fitted to the backbone first.
+and for no others, the checkpoint is fitted to the backbone first. A third, which saves, is wrapped
+so that a run killed at any moment can be resumed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mvitv2_core import LoadReport, MViT
 from mvitv2_core.checkpoint import CheckpointError, fit_checkpoint, read_content
 from mvitv2_core.checkpoint.reading import NESTS, plain_state
 from mvitv2_core.checkpoint.report import listing
+from mvitv2_core.checkpoint.whole import WholeWrites
 
 SAFE_SUFFIXES = (".pkl", ".pyth", ".safetensors")
 
@@ -29,6 +31,7 @@ def install() -> None:
     if hasattr(DetectionCheckpointer, "_mvitv2_wrapped"):
         return
     load_file, load_model = DetectionCheckpointer._load_file, DetectionCheckpointer._load_model
+    save = DetectionCheckpointer.save
 
     @functools.wraps(load_file)
     def safe_load_file(self: Any, filename: str) -> Any:
@@ -46,6 +49,18 @@ def install() -> None:
             checkpoint = _fit(checkpoint, backbones, self.logger)
         return load_model(self, checkpoint)
 
+    @functools.wraps(save)
+    def whole_save(self: Any, *args: Any, **kwargs: Any) -> None:
+        if not _backbones(self.model):
+            return save(self, *args, **kwargs)
+        manager = self.path_manager
+        self.path_manager = WholeWrites(manager)
+        try:
+            return save(self, *args, **kwargs)
+        finally:
+            self.path_manager = manager
+
+    DetectionCheckpointer.save = whole_save
     DetectionCheckpointer._load_file = safe_load_file
     DetectionCheckpointer._load_model = fitted_load_model
     DetectionCheckpointer._mvitv2_wrapped = True

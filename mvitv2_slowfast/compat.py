@@ -1,4 +1,4 @@
-"""Cures that let an unmodified PySlowFast checkout run on current packages.
+"""Cures that let an unmodified PySlowFast checkout run on current packages, and resume.
 
 PySlowFast's main branch does not import, or does not run, with current torchvision and
 pytorchvideo, nor without a CUDA driver. Each function here mends one break from outside: it
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from . import video_io
+from .saving import cure_checkpoint_writes
 
 logger = logging.getLogger(__name__)
 applied: list[str] = []
@@ -40,6 +41,7 @@ def apply_cures(root: Path) -> None:
     cure_video_reader()
     cure_cuda_calls()
     cure_top5()
+    log_cure(cure_checkpoint_writes())
 
 
 def log_cure(line: str | None) -> None:

@@ -32,8 +32,11 @@ def examples(fast: int, soak: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("count", [fast, pytest.param(soak, marks=pytest.mark.soak)])
 
 
-def drawn(count: int, *strategies: st.SearchStrategy) -> Callable[[Callable], Callable]:
-    """Runs a property on ``count`` draws: the same ones in every run."""
+def drawn(count: int, *strategies: st.SearchStrategy) -> Callable[[Callable], Callable[[], None]]:
+    """Makes a property run on ``count`` draws, the same ones in every run, in one thread.
+
+    The tensors are so small that a second thread only waits.
+    """
     chosen = settings(
         max_examples=count,
         deadline=None,
@@ -41,7 +44,19 @@ def drawn(count: int, *strategies: st.SearchStrategy) -> Callable[[Callable], Ca
         print_blob=True,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
-    return lambda check: chosen(given(*strategies)(check))
+
+    def decorate(check: Callable) -> Callable[[], None]:
+        def run() -> None:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                chosen(given(*strategies)(check))()
+            finally:
+                torch.set_num_threads(threads)
+
+        return run
+
+    return decorate
 
 
 @st.composite

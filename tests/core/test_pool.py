@@ -32,6 +32,26 @@ def test_pool_is_a_convolution(frames: int, kernel: int, stride: tuple[int, ...]
         assert error(ours, reference) < 1e-12
 
 
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 3, 3), (3, 3, 3), (2, 3, 3)])
+@pytest.mark.parametrize("stride", [4, 8])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_weight_gradient(kernel: tuple[int, ...], stride: int, autocast: bool) -> None:
+    """PyTorch alone gives uninitialised memory for channels-last where strides exceed kernels."""
+    torch.manual_seed(0)
+    for size in range(4, 16):
+        pool = HeadPool(8, kernel, (*[1] * (len(kernel) - 2), stride, stride))
+        x = torch.randn(3, *[2] * (len(kernel) - 2), size, size + 3, 16)
+        grad = torch.randn_like(pool(x))
+        (exact,) = torch.autograd.grad(pool(x), pool.weight, grad)
+        if autocast:
+            with torch.autocast("cpu", torch.bfloat16):
+                out = pool(x)
+        else:
+            out = pool.bfloat16()(x.bfloat16())
+        (got,) = torch.autograd.grad(out, pool.weight, grad.bfloat16())
+        assert error(got.float(), exact) < 0.03
+
+
 @pytest.mark.parametrize(
     ("size", "kernel", "stride"), itertools.product(range(1, 10), [1, 3, 5], range(1, 5))
 )

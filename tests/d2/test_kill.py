@@ -1,0 +1,116 @@
+"""detectron2's trainer and ours killed with SIGKILL, and resumed by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="install detectron2 to run: make setup")
+
+from projects.detection.find_tools import find_tool
+from tests import killing
+from tests.d2.conftest import ROOT
+
+STEPS = 6
+CLAIM = "kills survived, detectron2"
+LAZY = [
+    *("--config-file", str(ROOT / "tests/d2/kill_config.py"), "--resume"),
+    *(f"train.max_iter={STEPS}", "train.eval_period=3", "train.checkpointer.period=2"),
+]
+YAML = [
+    str(ROOT / "projects/detection/train_net.py"),
+    *("--config-file", str(ROOT / "configs/COCO/toy_mask_rcnn_mvitv2.yaml"), "--resume"),
+    *("SEED", "1", "SOLVER.MAX_ITER", str(STEPS), "SOLVER.CHECKPOINT_PERIOD", "2"),
+    *("TEST.EVAL_PERIOD", "3", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.001"),
+    *("SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "2"),
+]
+
+
+def starter(trainer: str, datasets: Path) -> Callable[..., str]:
+    """``start(folder, kill_at)`` of "lazyconfig_train_net.py" or of our "train_net.py"."""
+
+    def start(folder: Path, kill_at: str = "") -> str:
+        environment = {"DETECTRON2_DATASETS": str(datasets)}
+        if trainer == "train_net.py":
+            command = [*YAML, "OUTPUT_DIR", f"{folder}/out"]
+            environment["DETECTRON2_ENV_MODULE"] = "tests.d2.kill_hooks"
+        else:
+            command = [str(find_tool(trainer)), *LAZY, f"train.output_dir={folder}/out"]
+        return killing.run(command, folder, kill_at, **environment)
+
+    return start
+
+
+def last(folder: Path) -> dict:
+    """The checkpoint that a resumed run would start from."""
+    name = (folder / "out/last_checkpoint").read_text()
+    return torch.load(folder / "out" / name, weights_only=True)
+
+
+def check(start: Callable[..., str], folder: Path, reference: Path, kills: list[str]) -> None:
+    killing.survive(start, folder, reference, kills)
+    assert killing.same(last(folder), last(reference))  # weights, optimizer, schedule, iteration
+    assert not list((folder / "out").glob(".mvitv2-*"))
+
+
+def test_killed_run_resumes(datasets: Path, tmp_path: Path, tally: Callable[..., None]) -> None:
+    """While last_checkpoint is written, in evaluation, and in the write of model_final.pth.
+
+    detectron2 alone cannot resume after the first: last_checkpoint is empty. After the last, it
+    has no step left and writes no model_final.pth: the same weights are in model_0000005.pth.
+    """
+    start, reference = starter("lazyconfig_train_net.py", datasets), tmp_path / "reference"
+    start(reference)
+    kills = ["tag 2 0", "eval 1 0.05", "save 3 0.7"]
+    check(start, tmp_path / "killed", reference, kills)
+    assert (tmp_path / "killed/out/last_checkpoint").read_text() == "model_0000005.pth"
+    assert not (tmp_path / "killed/out/model_final.pth").exists()
+    tally(CLAIM, len(kills))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("trainer", ["lazyconfig_train_net.py", "train_net.py"])
+def test_random_kills(
+    trainer: str, datasets: Path, tmp_path: Path, tally: Callable[..., None]
+) -> None:
+    """Two runs, seven kills each, at moments drawn from the seed, which are printed (-s).
+
+    Two runs that nothing interrupts are equal bit by bit: that is the tolerance.
+    """
+    start, reference = starter(trainer, datasets), tmp_path / "reference"
+    start(reference)
+    check(start, tmp_path / "again", reference, [])
+    phases = [("step", 2, 0.3), ("save", 1, 1.0), ("tag", 1, 0.0), ("step", 2, 0.3)]
+    phases += [("tag", 1, 0.0), ("eval", 1, 0.2), ("save", 1, 1.0)]
+    for seed in range(2):
+        kills = killing.moments(seed, phases)
+        check(start, tmp_path / f"seed{seed}", reference, kills)
+        tally(CLAIM, len(kills))
+
+
+def test_only_our_models_are_saved_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that fails leaves the old file; another model's goes as detectron2 writes it."""
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    from tests.d2.ddp_jobs import backbone
+
+    def broken(content: dict, stream: BinaryIO) -> None:
+        stream.write(b"half")
+        raise OSError("no space left")
+
+    for model, whole in ((backbone(), True), (torch.nn.Linear(1, 1), False)):
+        checkpointer = DetectionCheckpointer(model, str(tmp_path))
+        manager = checkpointer.path_manager
+        checkpointer.save("model")
+        before = (tmp_path / "model.pth").read_bytes()
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+            patch.setattr(torch, "save", broken)
+            checkpointer.save("model")
+        after = (tmp_path / "model.pth").read_bytes()
+        assert after == (before if whole else b"half")
+        assert checkpointer.path_manager is manager
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", "model.pth"]
