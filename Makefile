@@ -1,7 +1,8 @@
 # make demo    set up, train a small Mask R-CNN on toy data, draw its predictions
 # make demo-video   set up, train small video models through PySlowFast on a toy Kinetics
 #                   (PYSLOWFAST_ROOT=/path/to/SlowFast, a checkout of its repository)
-# make bench   set up, measure ours against every installed peer (BENCH="--scaling", ...)
+# make bench   set up, measure ours against every installed peer (BENCH="--scaling", ...;
+#              PySlowFast's own MViT too with PYSLOWFAST_ROOT=/path/to/SlowFast)
 # make test    set up, run the tests
 # make lint    set up, run ruff and mypy
 # make setup   .venv with torch, detectron2 and this package, in editable mode

@@ -1,4 +1,4 @@
-"""The command ``mvitv2``: looks into checkpoints, converts, inflates and compares them."""
+"""The command ``mvitv2``: looks into, converts, inflates and compares checkpoints; counts cost."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from .checkpoint.names import DETECTOR, FORMATS, to_project
 from .checkpoint.registry import OFFICIAL
 from .checkpoint.writing import check_target, write_checkpoint
 from .config import VARIANTS, MViTConfig
+from .cost import classifier_cost, show_cost
 
 CONFIG_READERS = "mvitv2.config_readers"
 CLIP_OPTIONS = ("variant", "frames", "size", "classes", "kv_stride", "no_cls_token")
@@ -53,6 +54,14 @@ examples:
 Names are compared in the project's terms, whatever the formats. The exit code is 0 where all
 tensors are equal, 1 where they are not.
 """
+COST = """\
+examples:
+  mvitv2 cost T
+  mvitv2 cost B --size 384
+  mvitv2 cost S --frames 16 --classes 400
+Counted as published: a multiply-add is one, an element of a LayerNorm five. For detectors:
+projects/detection/check_config.py.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="mvitv2", description="Look into, convert, inflate and compare MViTv2 checkpoints."
+        prog="mvitv2",
+        description="Look into, convert, inflate and compare MViTv2 checkpoints; count a model's "
+        "cost.",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
@@ -119,6 +130,12 @@ def _parser() -> argparse.ArgumentParser:
     diff = add("diff", _diff, "compare two checkpoints tensor by tensor", DIFF)
     diff.add_argument("a", metavar="A")
     diff.add_argument("b", metavar="B")
+
+    cost = add("cost", _cost, "count a model's parameters and multiply-adds, block by block", COST)
+    cost.add_argument("variant", choices=VARIANTS)
+    cost.add_argument("--frames", type=int, help="of a clip; images where not given")
+    cost.add_argument("--size", type=_size, default=(224, 224), help="224 (the default), 224x320")
+    cost.add_argument("--classes", type=int, default=1000, help="default 1000")
     return parser
 
 
@@ -204,6 +221,13 @@ def _diff(options: Any) -> int:
     equal, text = diff_checkpoints(_file(options.a), _file(options.b))
     print(text)
     return 0 if equal else 1
+
+
+def _cost(options: Any) -> int:
+    size = options.size if options.frames is None else (options.frames, *options.size)
+    config = MViTConfig.variant(options.variant, size, num_classes=options.classes)
+    print(show_cost(classifier_cost(config)))
+    return 0
 
 
 def _print(report: LoadReport, options: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from numbers import Real
 
 
@@ -77,6 +79,14 @@ class BlockSpec:
     def thw_out(self) -> tuple[int, ...]:
         """Nominal grid after q pooling: divided with floor, as the official tables are."""
         return tuple(max(n // s, 1) for n, s in zip(self.thw, self.stride_q, strict=True))
+
+    def attended(self, q_thw: Sequence[int], k_thw: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+        """How many queries attend, and the grid of keys that each of them sees.
+
+        Args:
+            q_thw, k_thw: live pooled grids.
+        """
+        return prod(q_thw), tuple(k_thw)
 
     def rel_pos_rows(self, axis: int) -> int:
         """Rows of the stored relative-position table of ``axis``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,6 +40,14 @@ class WindowBlockSpec(BlockSpec):
                     f"window_size={self.window_size}, stride_q={self.stride_q}, "
                     f"stride_kv={self.stride_kv}"
                 )
+
+    def attended(self, q_thw: Sequence[int], k_thw: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+        """Queries with those that fill the last windows, and one window of keys."""
+        if not self.window_size:
+            return super().attended(q_thw, k_thw)
+        q_window = [self.window_size // s for s in self.stride_q]
+        filled = prod(-(-n // w) * w for n, w in zip(q_thw, q_window, strict=True))
+        return filled, tuple(self.window_size // s for s in self.stride_kv)
 
 
 class WindowAttention(MultiScaleAttention):

@@ -1,8 +1,9 @@
 """Measure our models and every installed peer side by side.
 
-    python projects/benchmark/bench.py                       # the project's targets, a few minutes
+    python projects/benchmark/bench.py                       # the project's targets
     python projects/benchmark/bench.py --device cuda --dtype bf16 --batch 8
     python projects/benchmark/bench.py --scaling             # time and memory against size
+    python projects/benchmark/bench.py --profile --cases detection-1024   # where the time goes
 
 Peers take turns in one process for time, so that drift of the machine hits all alike; each gets a
 process of its own for peak memory. Quote the ratios: absolute times differ from run to run.
@@ -18,148 +19,118 @@ import statistics
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parent))
-from cases import CASES, Case, builders
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from projects.benchmark import work
+from projects.benchmark.cases import CASES, CHECKPOINTING, TARGETS, Case, builders
+from projects.benchmark.report import write, write_profile
 
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def step(model: nn.Module, clip: Tensor, mode: str, dtype: torch.dtype | None) -> None:
-    """One inference, or one forward and backward pass."""
-    training = mode == "training"
-    with (
-        torch.set_grad_enabled(training),
-        torch.autocast(clip.device.type, dtype, enabled=dtype is not None),
-    ):
-        out = model(clip)
-    if training:
-        tensors = [out] if isinstance(out, Tensor) else list(out.values())
-        # Checkpointing must not be undone by keeping several losses' graphs.
-        torch.autograd.backward([t.float().sum() for t in tensors])
-        for parameter in model.parameters():
-            parameter.grad = None
-    if clip.device.type == "cuda":
-        torch.cuda.synchronize()
+SIDES, FRAMES = (256, 512, 1024, 1536, 2048), (8, 16, 32)
+SLOW = 10.0  # seconds; in a sweep, slower steps are timed once and without a warm-up
+Job = tuple[str, dict, str]  # key of a case, changes to it, mode
 
 
-def prepare(case: Case, who: str, mode: str, device: str, compiled: bool) -> nn.Module:
-    """The model on its device; training mode without randomness that only some peers have."""
-    model = builders(case)[who]().to(device)
-    for module in model.modules():  # peers drop paths in different places
-        if isinstance(module, nn.Dropout) or type(module).__name__ in (
-            "DropPath",
-            "StochasticDepth",
-        ):
-            module.eval()
-    model.train(mode == "training")
-    return torch.compile(model) if compiled else model
-
-
-def time_case(
-    case: Case, who: list[str], mode: str, args: argparse.Namespace
-) -> dict[str, list[float]]:
-    """Seconds of each repeat, peers taking turns."""
-    clip = case.input(args.device)
-    models = {name: prepare(case, name, mode, args.device, args.compile) for name in who}
-    times: dict[str, list[float]] = {name: [] for name in who}
-    for repeat in range(-args.warmup, args.repeats):
-        for name, model in models.items():
-            start = time.perf_counter()
-            step(model, clip, mode, DTYPES[args.dtype])
-            if repeat >= 0:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def peak_memory(case: Case, who: str, mode: str, args: argparse.Namespace) -> float:
-    """Peak memory in MiB above the built model with its input, of this process."""
-    clip = case.input(args.device)
-    model = prepare(case, who, mode, args.device, args.compile)
-    if args.device == "cuda":
-        step(model, clip, mode, DTYPES[args.dtype])
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(model, clip, mode, DTYPES[args.dtype])
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    import resource
-
-    before = current_rss()
-    step(model, clip, mode, DTYPES[args.dtype])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before
-
-
-def current_rss() -> float:
-    """Resident memory of this process in MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def worker(args: argparse.Namespace) -> None:
+def worker(args: Namespace) -> None:
     """One measurement in a process of its own; prints one JSON line."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    case = replace(CASES[args.worker[0]], **json.loads(args.worker[1]))
-    case = replace(case, size=tuple(case.size))
-    task, mode, who = args.worker[2], args.worker[3], args.worker[4].split(";")
-    if task == "time":
-        result: object = time_case(case, who, mode, args)
+    if args.device == "cpu":
+        work.bound_memory()
+    key, change, task, mode, names = args.worker
+    case = changed(key, json.loads(change))
+    who = names.split(";")
+    if task == "matmul":
+        result: object = work.matmul_rate(args)
+    elif task == "time":
+        result = work.time_case(case, who, mode, args)
     else:
-        result = peak_memory(case, who[0], mode, args)
+        result = {"memory": work.peak_memory, "profile": work.profile}[task](
+            case, who[0], mode, args
+        )
     print(json.dumps(result))
 
 
-def spawn(
-    key: str, change: dict, task: str, mode: str, who: list[str], args: argparse.Namespace
-) -> object:
-    """Run ``worker`` in a new process.
+def changed(key: str, change: dict) -> Case:
+    """The case of ``key`` with other fields."""
+    case = replace(CASES[key], **change)
+    return replace(case, size=tuple(case.size))
+
+
+def spawn(job: Job, task: str, who: list[str], args: Namespace) -> Any:
+    """Run ``worker`` in a new process, at most ``--timeout`` seconds for each of ``who``.
 
     Returns:
-        Its result, or an error text where it failed (out of memory, say).
+        Its result, or {"error": text} where it failed: out of memory, say, or out of time.
     """
-    command = [
-        sys.executable,
-        __file__,
-        "--worker",
-        key,
-        json.dumps(change),
-        task,
-        mode,
-        ";".join(who),
-    ]
+    key, change, mode = job
+    command = [sys.executable, __file__, "--worker", key, json.dumps(change), task, mode]
+    command.append(";".join(who))
     for name in ("device", "dtype", "threads", "repeats", "warmup"):
         command += [f"--{name}", str(getattr(args, name))]
     command += ["--compile"] * args.compile
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    limit = args.timeout * len(who)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=False, timeout=limit
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"more than {limit:.0f} s"}
     if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
+        text = done.stderr.strip()
+        memory = "allocate memory" in text or "out of memory" in text or done.returncode == -9
+        last = (text.splitlines() or [f"exit status {done.returncode}"])[-1]
+        return {"error": "out of memory" if memory else last}
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def measure(key: str, change: dict, mode: str, args: argparse.Namespace) -> list[dict]:
+def measure(job: Job, args: Namespace, rate: float) -> list[dict]:
     """Rows of one case and mode: median and spread of time, peak memory, for ours and peers."""
-    case = replace(CASES[key], **change)
-    who = [name for name in builders(case) if mode == "training" or "checkpointing" not in name]
-    times = spawn(key, change, "time", mode, who, args)
-    if not isinstance(times, dict) or "error" in times:
-        return [{"case": case.name, "mode": mode, "who": "all", "error": str(times)}]
+    key, change, mode = job
+    case = changed(key, change)
+    facts = {"key": key, "case": case.name, "kind": case.kind, "size": list(case.size)}
+    facts |= {"windows": case.windows, "mode": mode, "flops": case.flops(mode)}
+    facts |= {"limit": case.flops(mode) / rate, "matrix_mib": case.matrix_mib()}
+    who = [n for n in builders(case)[0] if mode == "training" or n != CHECKPOINTING]
+    memory = {name: spawn(job, "memory", [name], args) for name in who}
+    alive = [name for name in who if "error" not in memory[name]]
+    if args.scaling and any(memory[name]["seconds"] > SLOW for name in alive):
+        args = Namespace(**{**vars(args), "warmup": 0, "repeats": 1})
+    if case.windows:
+        times = spawn(job, "time", alive, args) if alive else {}
+    else:  # minutes a step, and memory is what matters: its one step is the time too
+        times = {name: [memory[name]["seconds"]] for name in alive}
+    if "error" in times:  # one may have failed beside the others
+        times = {name: spawn(job, "time", [name], args) for name in alive}
+        times = {name: t.get(name, t) for name, t in times.items()}
     rows = []
     for name in who:
-        seconds = times[name]
-        memory = spawn(key, change, "memory", mode, [name], args)
-        row = {"key": key, "case": case.name, "size": list(case.size), "mode": mode, "who": name}
-        row |= {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
-        rows.append({**row, "peak_mib": memory if isinstance(memory, float) else None})
+        row = {**facts, "who": name, "peak_mib": memory[name].get("peak_mib")}
+        result = times.get(name, memory[name])
+        if isinstance(result, dict):
+            rows.append({**row, "error": result["error"]})
+            continue
+        row |= {"median": statistics.median(result), "min": min(result), "max": max(result)}
+        rows.append({**row, "repeats": len(result)})
     return rows
 
 
-def machine(args: argparse.Namespace) -> dict[str, str | int]:
+def profile(job: Job, args: Namespace, rate: float) -> list[dict]:
+    """Rows of one case and mode: seconds by kind of work, for ours and peers."""
+    key, change, mode = job
+    case = changed(key, change)
+    facts = {"case": case.name, "mode": mode, "limit": case.flops(mode) / rate}
+    who = [name for name in builders(case)[0] if name != CHECKPOINTING]
+    return [{**facts, "who": name, "kinds": spawn(job, "profile", [name], args)} for name in who]
+
+
+def machine(args: Namespace) -> dict[str, str | int]:
     """What the figures were measured on."""
     from importlib.metadata import PackageNotFoundError, version
 
@@ -179,26 +150,59 @@ def machine(args: argparse.Namespace) -> dict[str, str | int]:
     return facts | {"dtype": args.dtype, "compile": args.compile, "repeats": args.repeats}
 
 
-def arguments() -> argparse.Namespace:
+def arguments() -> Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(TARGETS))
     parser.add_argument(
         "--modes", nargs="+", choices=["inference", "training"], default=["inference", "training"]
     )
     parser.add_argument("--batch", type=int, help="images or clips a step (default: the case's)")
     parser.add_argument("--size", type=int, nargs="+", help="H W, or T H W (default: the case's)")
     parser.add_argument("--scaling", action="store_true", help="sweep image size and clip length")
+    parser.add_argument("--sides", type=int, nargs="*", default=SIDES, help="of the sweep, pixels")
+    parser.add_argument("--frames", type=int, nargs="*", default=FRAMES, help="of the sweep")
+    parser.add_argument("--profile", action="store_true", help="time by kind of work instead")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", default="fp32", choices=DTYPES, help="autocast dtype")
+    parser.add_argument("--dtype", default="fp32", choices=work.DTYPES, help="autocast dtype")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--repeats", type=int, help="default 5, in a sweep 2")
+    parser.add_argument("--warmup", type=int, help="default 2, in a sweep 1")
+    parser.add_argument("--timeout", type=float, default=180.0, help="seconds a measurement")
     parser.add_argument("--compile", action="store_true", help="torch.compile ours and peers")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"))
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.scaling and args.size:
+        parser.error("--size does not go with --scaling: see --sides and --frames")
+    for name, whole, sweep in (("repeats", 5, 2), ("warmup", 2, 1)):
+        if getattr(args, name) is None:
+            setattr(args, name, sweep if args.scaling else whole)
+    return args
+
+
+def plan(args: Namespace) -> tuple[list[Job], list[str]]:
+    """What to measure, and one line for each peer that is not there."""
+    cases: list[tuple[str, dict]] = [(key, {}) for key in args.cases]
+    if args.scaling:
+        change: dict = {"checkpointing": False}
+        cases = [("detection-1024", {**change, "size": (n, n)}) for n in args.sides]
+        cases += [("video-S", {"size": (t, 224, 224)}) for t in args.frames]
+    override = {"batch": args.batch} if args.batch else {}
+    override |= {"size": tuple(args.size)} if args.size else {}
+    jobs, lines = [], []
+    for key, change in cases:
+        change = {**change, **override}
+        found, missing = builders(changed(key, change))
+        lines += [line for line in missing if line not in lines]
+        jobs += [(key, change, mode) for mode in args.modes if found]
+    if args.scaling and args.sides and builders(CASES["detection-global"])[0]:
+        # Where a queries x keys matrix would be largest; training there takes minutes, at half
+        # the side it does not.
+        sides = {"inference": max(args.sides), "training": max(args.sides) // 2}
+        jobs += [("detection-global", {"size": (sides[m],) * 2}, m) for m in args.modes]
+    return jobs, lines
 
 
 def main() -> None:
@@ -206,25 +210,26 @@ def main() -> None:
     if args.worker:
         worker(args)
         return
-    from report import write
-
-    jobs = [(key, {}, mode) for key in args.cases for mode in args.modes]
-    if args.scaling:
-        sizes = [(n, n) for n in (256, 512, 1024, 1536, 2048)]
-        jobs = [("detection-1024", {"size": size}, mode) for size in sizes for mode in args.modes]
-        jobs += [("video-S", {"size": (t, 224, 224)}, m) for t in (8, 16, 32) for m in args.modes]
-    override = {"batch": args.batch} if args.batch else {}
-    override |= {"size": tuple(args.size)} if args.size else {}
-    rows = []
-    for index, (key, change, mode) in enumerate(jobs, 1):
-        print(
-            f"[{index}/{len(jobs)}] {replace(CASES[key], **change, **override).name}, {mode}",
-            flush=True,
-        )
-        rows += measure(key, {**change, **override}, mode, args)
-        for path in write(rows, machine(args), args.out, args.scaling):
-            written = path
-    print(f"\n{(args.out / 'table.txt').read_text()}\nwritten to {written.parent}")
+    jobs, missing = plan(args)
+    print("\n".join(missing), flush=True)
+    facts = machine(args)
+    rate = spawn(("image-T", {}, "inference"), "matmul", [""], args)
+    if not isinstance(rate, float):
+        sys.exit(f"the big matrix product failed: {rate['error']}")
+    facts["matmul"] = f"{rate / 1e9:.0f} GFLOP/s"
+    print(f"one big matrix product: {facts['matmul']}", flush=True)
+    rows, start = [], time.perf_counter()
+    for index, job in enumerate(jobs, 1):
+        case, mode = changed(*job[:2]), job[2]
+        seconds = time.perf_counter() - start
+        print(f"[{index}/{len(jobs)}, {seconds:.0f} s] {case.name}, {mode}", flush=True)
+        if args.profile:
+            rows += profile(job, args, rate)
+            text = write_profile(rows, facts, args.out)
+        else:
+            rows += measure(job, args, rate)
+            text = write(rows, facts, missing, args.out, args.scaling)
+    print(f"\n{text}\nwritten to {args.out}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,15 +28,13 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mvitv2_core import MViTClassifier, MViTConfig
+from mvitv2_core.cost import trunk_cost
 from mvitv2_d2 import MViT, add_mvitv2_config
 from projects.detection.cost import (
     DETECTIONS,
     PROPOSALS,
-    block_flops,
     detector_flops,
     padded,
-    patch_grid,
-    pooled,
     training_bytes,
 )
 
@@ -153,29 +150,25 @@ def listed(names: Sequence[str], most: int = 8) -> str:
 def stage_rows(backbone: Any, hw: Sequence[int]) -> list[dict[str, Any]]:
     """One row per stage: shapes, windows, strides, table sizes, parameters, GFLOPs."""
     config = backbone.config
-    grid = patch_grid(config, hw)
+    costs = trunk_cost(config, hw)[1:]  # without the patch embedding
     rows, start = [], 0
     for stage, end in enumerate(config.stage_ends):
-        specs, flops = config.blocks[start : end + 1], Counter[str]()
-        for spec in specs:
-            flops.update(block_flops(spec, config, grid))
-            grid = pooled(grid, spec.stride_q, spec.kernel_q)
-        parameters = sum(p.numel() for p in backbone.blocks[start : end + 1].parameters())
+        specs, stage_costs = config.blocks[start : end + 1], costs[start : end + 1]
         rows.append(
             {
                 "stage": f"scale{stage + 2}",
                 "blocks": f"{start}-{end}" if end > start else f"{start}",
                 "dim": specs[-1].dim_out,
                 "heads": specs[-1].num_heads,
-                "grid": "x".join(map(str, grid)),
+                "grid": "x".join(map(str, stage_costs[-1].thw_out)),
                 "q stride": spread([spec.stride_q[0] for spec in specs]),
                 "kv stride": spread([spec.stride_kv[0] for spec in specs]),
                 "window (0: global)": spread([spec.window_size for spec in specs]),
                 "rel_pos rows": spread([spec.rel_pos_rows(0) for spec in specs])
                 if any(config.rel_pos)
                 else "none",
-                "params (M)": parameters / 1e6,
-                "GFLOPs": flops.total() / 1e9,
+                "params (M)": sum(cost.parameters for cost in stage_costs) / 1e6,
+                "GFLOPs": sum(cost.flops for cost in stage_costs) / 1e9,
             }
         )
         start = end + 1

@@ -1,9 +1,8 @@
 """What a detector costs: multiply-adds and training memory, from shapes alone.
 
-Needs no weights and no data. The backbone's multiply-adds are counted by hand from its
-``BlockSpec`` rows, everything after it by running it on the meta device. Counted as fvcore
-counts: one per multiply-add of convolutions, linears and matrix products, five per element of
-the backbone's LayerNorms, nothing else.
+Needs no weights and no data. The backbone is counted by ``mvitv2_core.cost``, everything after
+it by running it on the meta device: one per multiply-add of convolutions, linears and matrix
+products.
 """
 
 from __future__ import annotations
@@ -21,69 +20,22 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mvitv2_core.config import MViTConfig
-from mvitv2_core.spec import BlockSpec
+from mvitv2_core.cost import trunk_cost
 
 Measure = Callable[..., tuple[int, Any]]
 PROPOSALS, DETECTIONS = 1000, 100  # boxes per image that the box and the mask head see
 
 
-def pooled(hw: Sequence[int], stride: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
-    """Live grid after a pool with padding kernel // 2."""
-    return tuple(
-        (n + 2 * (k // 2) - k) // s + 1 for n, s, k in zip(hw, stride, kernel, strict=True)
-    )
-
-
-def patch_grid(config: MViTConfig, hw: Sequence[int]) -> tuple[int, ...]:
-    """Token grid of an (H, W) image."""
-    sizes = zip(hw, config.patch_kernel, config.patch_stride, config.patch_padding, strict=True)
-    return tuple((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)
-
-
-def block_flops(spec: BlockSpec, config: MViTConfig, hw: Sequence[int]) -> dict[str, int]:
-    """Multiply-adds of one block on the live (H, W) grid of its input, by term, per image."""
-    if spec.kernel_q is None or spec.kernel_kv is None:
-        raise ValueError(f"q and kv must be pooled, got kernels {spec.kernel_q}, {spec.kernel_kv}")
-    q_hw = pooled(hw, spec.stride_q, spec.kernel_q)
-    k_hw = pooled(hw, spec.stride_kv, spec.kernel_kv)
-    tokens, queries, keys = prod(hw), prod(q_hw), prod(k_hw)
-    window = getattr(spec, "window_size", 0)
-    rows, columns = queries, k_hw  # of the attention matrix, whose columns are (H, W)
-    if window:  # filled up to whole windows, and the filling is computed
-        q_window = [window // s for s in spec.stride_q]
-        rows = prod(-(-n // w) * w for n, w in zip(q_hw, q_window, strict=True))
-        columns = tuple(window // s for s in spec.stride_kv)
-    axes = sum(n for n, used in zip(columns, config.rel_pos, strict=True) if used)
-    width, hidden = spec.dim_att, int(spec.dim_att * config.mlp_ratio)
-    widens = spec.dim != spec.dim_out
-    skip = tokens if spec.dim != spec.dim_att else queries
-    norms = tokens * spec.dim + queries * width + (queries + 2 * keys) * width
-    return {
-        "linears": tokens * spec.dim * 3 * width
-        + queries * (width * width + width * hidden + hidden * spec.dim_out)
-        + (skip * spec.dim * spec.dim_out if widens else 0),
-        "pools": width * (queries * prod(spec.kernel_q) + 2 * keys * prod(spec.kernel_kv)),
-        "attention": 2 * rows * prod(columns) * width,
-        "positions": rows * axes * width,
-        "norms": 5 * norms,
-    }
-
-
 def backbone_flops(model: Any, hw: Sequence[int]) -> Counter[str]:
-    """Multiply-adds of an ``mvitv2_d2.MViT`` on one (H, W) image, by term."""
-    config: MViTConfig = model.config
-    grid = patch_grid(config, hw)
-    total = Counter(
-        patch_embed=prod(grid) * config.embed_dim * config.in_chans * prod(config.patch_kernel)
-    )
-    for index, spec in enumerate(config.blocks):
-        total.update(block_flops(spec, config, grid))
-        grid = pooled(grid, spec.stride_q, spec.kernel_q or ())
-        if index in config.stage_ends and hasattr(
-            model, f"scale{2 + config.stage_ends.index(index)}_norm"
-        ):
-            total["norms"] += 5 * prod(grid) * spec.dim_out
+    """Multiply-adds of an ``mvitv2_d2.MViT`` on one (H, W) image, by kind of work."""
+    rows = trunk_cost(model.config, hw)
+    total: Counter[str] = Counter()
+    for row in rows:
+        total.update(row.terms)
+    blocks = rows[1:]
+    for stage, end in enumerate(model.config.stage_ends):
+        if hasattr(model, f"scale{2 + stage}_norm"):
+            total["norms"] += 5 * prod(blocks[end].thw_out) * model.config.blocks[end].dim_out
     return total
 
 

@@ -21,7 +21,7 @@ from mvitv2_core.checkpoint.writing import write_checkpoint
 from tests.compare import randomize
 from tests.core.test_inflate import small
 
-COMMANDS = ("inspect", "convert", "inflate", "diff")
+COMMANDS = ("inspect", "convert", "inflate", "diff", "cost")
 
 
 @pytest.fixture(scope="module")

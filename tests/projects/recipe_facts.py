@@ -23,6 +23,7 @@ class Recipe(NamedTuple):
     data: str = "multi-scale"
     published: tuple[int, int] | None = None  # M parameters, GFLOPs
     windows: int = 56
+    warmup: float = 250  # steps
 
 
 S_RECIPE = Recipe("S", "S_in1k", published=(54, 326))
@@ -41,7 +42,9 @@ RECIPES = {
     f"{CASCADE}l_in21k_lsj_50ep": Recipe("L", "L_in21k", 0.5, 1e-4, COCO_50, data="jitter"),
     f"{CASCADE}h_in21k_lsj_3x": Recipe("H", "H_in21k", 0.6, data="jitter", published=(718, 3084)),
     f"vitdet/COCO/{CASCADE}b_in21k_100ep": Recipe("B", "B_in21k", 0.4, 8e-5, COCO_100, **VITDET),
-    f"vitdet/COCO/{CASCADE}l_in21k_50ep": Recipe("L", "L_in21k", 0.5, 8e-5, COCO_50, **VITDET),
+    f"vitdet/COCO/{CASCADE}l_in21k_50ep": Recipe(
+        *("L", "L_in21k", 0.5, 8e-5, COCO_50), warmup=250 / 184375 * 92187, **VITDET
+    ),
     f"vitdet/COCO/{CASCADE}h_in21k_36ep": Recipe("H", "H_in21k", 0.6, 1.6e-4, COCO_3X, **VITDET),
     f"vitdet/LVIS/{CASCADE}b_in21k_100ep": Recipe("B", "B_in21k", 0.4, 1e-4, LVIS_100, **VITDET),
     f"vitdet/LVIS/{CASCADE}l_in21k_50ep": Recipe("L", "L_in21k", 0.5, 4e-5, LVIS_50, **VITDET),

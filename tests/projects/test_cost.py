@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from fvcore.nn import FlopCountAnalysis
 
 from mvitv2_core import attend
 from mvitv2_core.attend import choose_path
+from mvitv2_core.cost import trunk_cost
 from mvitv2_d2 import MViT
 from projects.detection.check_config import (
     CHECKPOINTS,
@@ -27,7 +27,6 @@ from projects.detection.check_config import (
 )
 from projects.detection.cost import (
     backbone_flops,
-    block_flops,
     detector_flops,
     padded,
     training_bytes,
@@ -77,11 +76,15 @@ def test_backbone_flops_of_options(options: dict) -> None:
     assert backbone_flops(model, (97, 131)).total() == traced(model, (97, 131))
 
 
-def test_flops_need_pools() -> None:
-    config = MViT(**SMALL).config
-    spec = replace(config.blocks[0], kernel_kv=None, stride_kv=(1, 1))
-    with pytest.raises(ValueError, match="pooled"):
-        block_flops(spec, config, (8, 8))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameters_of_the_backbone(variant: str) -> None:
+    """The official class has 23,405,664 (T), 34,102,560 (S) and 50,705,088 (B)."""
+    with torch.device("meta"):
+        model = MViT(**VARIANTS[variant])
+    norms = sum(p.numel() for n, p in model.named_parameters() if n.startswith("scale"))
+    counted = sum(row.parameters for row in trunk_cost(model.config)) + norms
+    official = {"T": 23_405_664, "S": 34_102_560, "B": 50_705_088}[variant]
+    assert counted == official == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -91,11 +91,11 @@ def check_schedule(cfg: Any, recipe: Recipe) -> None:
     assert list(cfg.lr_multiplier.scheduler.milestones) == drops
     assert cfg.optimizer.lr == recipe.lr
     assert cfg.train.amp.enabled and cfg.train.ddp.fp16_compression
-    official = WarmupParamScheduler(
-        MultiStepParamScheduler([1.0, 0.1, 0.01], milestones=[*drops, last]), 0.001, 250 / last
-    )
+    falling = MultiStepParamScheduler([1.0, 0.1, 0.01], milestones=[*drops, last])
+    official = WarmupParamScheduler(falling, 0.001, recipe.warmup / last)
     ours = instantiate(cfg.lr_multiplier)
-    for step in (0, 1, 125, 249, 250, 251, *(d + n for d in drops for n in (-1, 0, 1)), last - 1):
+    borders = [step + n for step in (125, 250, *drops) for n in (-1, 0, 1)]
+    for step in (0, 1, *borders, last - 1):
         assert ours(step / last) == official(step / last), step
 
 

@@ -225,7 +225,7 @@ def test_analyze_model(variant: str, run: Run) -> None:
     products = sum(counted.get(name, 0) for name in ("matmul", "bmm", "einsum"))
     assert products == terms["attention"] + terms["positions"]
     assert counted["layer_norm"] == terms["norms"]
-    assert counted["conv"] == terms["patch_embed"] + terms["pools"] + parts["fpn"] + parts["rpn"]
+    assert counted["conv"] == terms["convolutions"] + terms["pools"] + parts["fpn"] + parts["rpn"]
     assert counted["linear"] > terms["linears"]
     rows = re.findall(r"\| backbone\.bottom_up +\| ([\d.]+)M", output)
     expected = sum(p.numel() for p in model.backbone.bottom_up.parameters()) / 1e6

@@ -19,4 +19,5 @@ train.init_checkpoint = "detectron2://ImageNetPretrained/mvitv2/MViTv2_B_in21k.p
 train.max_iter = 184375
 lr_multiplier = steps(train.max_iter, [163889, 177546])
 optimizer.lr = 8e-5
+# Official ViTDet: relative positions decay like other weights. The paper's own recipes exempt them.
 optimizer.params.overrides = {"pos_embed": {"weight_decay": 0.0}}

@@ -13,3 +13,5 @@ model.backbone.bottom_up.update(**size("L"), drop_path_rate=0.5)
 train.init_checkpoint = "detectron2://ImageNetPretrained/mvitv2/MViTv2_L_in21k.pyth"
 train.max_iter = 92187
 lr_multiplier = steps(train.max_iter, [81944, 88773])
+# The official file halves B's schedule and keeps its warm-up as a fraction: 125 steps, not 250.
+lr_multiplier.warmup_length = 250 / 184375
