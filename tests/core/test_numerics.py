@@ -201,7 +201,7 @@ def check_module(module: nn.Module, *args: object, fast: bool = False) -> None:
 def test_gradients_of_the_mlp(
     act: type[nn.Module], chunk: int, monkeypatch: pytest.MonkeyPatch, tally: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr("mvitv2_core.mlp.CHUNK_TOKENS", chunk)
+    monkeypatch.setattr("mvitv2_core.linear.CHUNK_TOKENS", chunk)
     mlp = randomize(Mlp(3, 5, 4, act, 0.0).double())
     check_module(mlp, torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True))
     tally(GRADIENTS)
