@@ -4,6 +4,7 @@
 # make bench   set up, measure ours against every installed peer (BENCH="--scaling", ...;
 #              PySlowFast's own MViT too with PYSLOWFAST_ROOT=/path/to/SlowFast)
 # make test    set up, run the tests
+# make soak    set up, run the long fault-injection runs (SOAK="-k sizes" for some of them)
 # make lint    set up, run ruff and mypy
 # make setup   .venv with torch, detectron2 and this package, in editable mode
 # make setup-video  .venv with what the video demo needs, without detectron2
@@ -33,7 +34,7 @@ else
 READY := $(BIN)/python
 endif
 
-.PHONY: demo demo-video bench test lint setup setup-video clean
+.PHONY: demo demo-video bench test soak lint setup setup-video clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -48,6 +49,9 @@ bench: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q $(TEST)
+
+soak: $(READY)
+	$(BIN)/python -m pytest -q -m soak $(SOAK)
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

@@ -34,7 +34,7 @@ def main(iterations: int) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
     sizes = random.Random(0)
     for i in range(1, iterations + 1):
-        height, width = (32 * sizes.randint(1, 8) for _ in range(2))
+        height, width = (32 * sizes.randint(1, 5) for _ in range(2))
         loss = loss_of(model(torch.randn(1, 3, height, width)))
         optimizer.zero_grad()
         loss.backward()
