@@ -35,7 +35,9 @@ def test_compiled_for_any_size(kind: str) -> None:
     """One trace without graph breaks serves other batches and sizes, forward and backward."""
     model = small_model(kind).double()
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
     for batch, crop in ((2, 0), (3, 8), (2, 12)):
         x = small_input(kind, batch=batch, dtype=torch.float64)
