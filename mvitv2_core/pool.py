@@ -89,7 +89,8 @@ def _safe(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> Tensor:
     dtype = autocast_dtype(x.device.type) or x.dtype
     narrow = x.device.type == "cpu" and dtype == torch.bfloat16 and torch.is_grad_enabled()
     skips = any(s > k for s, k in zip(stride, kernel, strict=True))
-    return x.contiguous() if narrow and skips else x
+    # A grid of one cell counts as contiguous in both layouts: .contiguous() would leave it.
+    return x.clone(memory_format=torch.contiguous_format) if narrow and skips else x
 
 
 def _frames(size: int, kernel: int, stride: int) -> Iterator[tuple[int, slice, slice]]:
@@ -139,7 +140,7 @@ class _ByFrames(torch.autograd.Function):
             # (B, frames, H, W, C) -> (B * frames, C, H, W), channels last
             x_ = x[:, frames].flatten(0, 1).movedim(-1, 1)
             if x.device.type == "cpu" and x.dtype == torch.bfloat16:
-                x_ = x_.contiguous()  # see _safe
+                x_ = x_.clone(memory_format=torch.contiguous_format)  # see _safe
             g_ = grad[:, outputs].flatten(0, 1).movedim(-1, 1)
             w_ = weight[:, :, tap]
             options = (stride[1:], padding, 1, channels)

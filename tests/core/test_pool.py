@@ -38,9 +38,9 @@ def test_pool_is_a_convolution(frames: int, kernel: int, stride: tuple[int, ...]
 def test_bfloat16_weight_gradient(kernel: tuple[int, ...], stride: int, autocast: bool) -> None:
     """PyTorch alone gives uninitialised memory for channels-last where strides exceed kernels."""
     torch.manual_seed(0)
-    for size in range(4, 16):
+    for size in range(1, 16, 2):
         pool = HeadPool(8, kernel, (*[1] * (len(kernel) - 2), stride, stride))
-        x = torch.randn(3, *[2] * (len(kernel) - 2), size, size + 3, 16)
+        x = torch.randn(3, *[2] * (len(kernel) - 2), size, max(size - 2, 1), 16)
         grad = torch.randn_like(pool(x))
         (exact,) = torch.autograd.grad(pool(x), pool.weight, grad)
         if autocast:
