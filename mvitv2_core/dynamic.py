@@ -14,9 +14,13 @@ from torch import Tensor
 from . import rel_pos
 
 
+# Older releases cannot be asked what a compiler knows of a size.
+_ASKABLE = torch.__version__ >= (2, 7)
+
+
 def is_dynamic(*sizes: int) -> bool:
     """Whether a compiler is at work that does not know ``sizes``."""
-    if not torch.compiler.is_compiling():
+    if not _ASKABLE or not torch.compiler.is_compiling():
         return False
     from torch.fx.experimental.symbolic_shapes import has_static_value
 
