@@ -48,7 +48,7 @@ def attend(
     if torch.jit.is_tracing() or (not torch.compiler.is_compiling() and transformed()):
         # FLOP counters (fvcore), tracing exporters and torch.func know matmuls, not our kernels.
         return attend_plain(q, k, v, tables, q_thw, k_thw, cls_token)
-    terms = rel_pos_terms(q[:, 1:] if cls_token else q, tables, q_thw, k_thw)
+    terms = rel_pos_terms(split_cls_token(q)[1] if cls_token else q, tables, q_thw, k_thw)
     if cls_token:
         terms = [F.pad(term, (0, 0, 0, 0, 1, 0)) for term in terms]
     path = choose_path(q.device.type, q.shape[-1], sum(term.shape[-1] for term in terms))
@@ -61,6 +61,16 @@ def attend(
         q, k, v, *terms = (t.to(dtype) for t in (q, k, v, *terms))
     with no_autocast(q.device.type):
         return _Chunked.apply(q, k, v, tuple(k_thw), tuple(axes), cls_token, *terms)
+
+
+def split_cls_token(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 1 + N, ...) tokens -> views of the class token and of the others.
+
+    One split, whose backward pass is one concatenation; two slices would each fill the gradient of
+    all tokens with zeros first, and then add the two.
+    """
+    cls_token, others = x.split((1, x.shape[1] - 1), dim=1)
+    return cls_token, others
 
 
 def choose_path(device: str, head_dim: int, position_channels: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .attend import attend
+from .attend import attend, split_cls_token
 from .config import MViTConfig
 from .context import untouched
 from .linear import NormParts, half_norm, linear, norm_linears
@@ -67,7 +67,8 @@ class MultiScaleAttention(nn.Module):
         out = self.attend(q, k, v, q_thw, k_thw)
         if self.residual_pooling:
             if self.cls_token:  # upstream adds no q to the class token's row
-                out = torch.cat([out[:, :1], out[:, 1:] + q[:, 1:]], dim=1)
+                cls_token, others = split_cls_token(out)
+                out = torch.cat([cls_token, others + split_cls_token(q)[1]], dim=1)
             else:
                 out = out + q
         # (B, Nq, heads, head_dim) -> (B, Nq, dim_att)
@@ -121,10 +122,10 @@ class MultiScaleAttention(nn.Module):
         pool, norm = getattr(self, f"pool_{name}"), getattr(self, f"norm_{name}")
         if pool is None:
             return x.unflatten(-1, (self.num_heads, self.head_dim)), tuple(thw)
-        first = int(self.cls_token)
-        grid = pool(x[:, first:].unflatten(1, tuple(thw)))
+        cls_token, x = split_cls_token(x) if self.cls_token else (None, x)
+        grid = pool(x.unflatten(1, tuple(thw)))
         pooled_thw = tuple(grid.shape[1:-1])
         pooled = grid.flatten(1, -2)
-        if self.cls_token:  # passes the convolution by, not the norm
-            pooled = torch.cat([x[:, :1], pooled], dim=1)
+        if cls_token is not None:  # passes the convolution by, not the norm
+            pooled = torch.cat([cls_token, pooled], dim=1)
         return half_norm(norm, pooled.unflatten(-1, (self.num_heads, self.head_dim))), pooled_thw

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attend import split_cls_token
 from .attention import MultiScaleAttention, NormLayer
 from .config import MViTConfig
 from .context import untouched
@@ -105,7 +106,8 @@ class MultiScaleBlock(nn.Module):
         stride = self.stride_q
         if max(stride) == 1:
             return x
-        grid = x[:, int(self.cls_token) :].unflatten(1, tuple(thw))
+        cls_token, x = split_cls_token(x) if self.cls_token else (None, x)
+        grid = x.unflatten(1, tuple(thw))
         lead: tuple[int, ...] = tuple(x.shape[:1])
         while len(stride) > 1 and stride[0] == 1:  # (B, T, H, W, C) -> (B * T, H, W, C)
             lead, stride = (*lead, grid.shape[1]), stride[1:]
@@ -117,4 +119,4 @@ class MultiScaleBlock(nn.Module):
         if len(lead) > 1:
             pooled = pooled.unflatten(0, lead)
         pooled = pooled.flatten(1, -2)
-        return torch.cat([x[:, :1], pooled], dim=1) if self.cls_token else pooled
+        return pooled if cls_token is None else torch.cat([cls_token, pooled], dim=1)

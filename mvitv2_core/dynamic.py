@@ -13,9 +13,8 @@ from torch import Tensor
 
 from . import rel_pos
 
-
 # Older releases cannot be asked what a compiler knows of a size.
-_ASKABLE = torch.__version__ >= (2, 7)
+_ASKABLE = torch.__version__ >= "2.7"
 
 
 def is_dynamic(*sizes: int) -> bool:
