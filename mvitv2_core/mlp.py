@@ -109,8 +109,10 @@ def _forward(
         keep: gets the hidden layer before GELU of each chunk; None computes without.
     """
     tokens = x.flatten(0, -2)
-    out = tokens.new_empty(tokens.shape[0], w2.shape[0])
-    for rows in chunks(tokens):
+    slices = chunks(tokens)
+    out = tokens.new_empty(tokens.shape[0], w2.shape[0]) if len(slices) > 1 else None
+    for rows in slices:
+        place = None if out is None else out[rows]
         part = layer_norm(tokens[rows], norm)[0] if norm else tokens[rows]
         if keep is None:
             part = linear(part, w1, b1, gelu=True)
@@ -118,13 +120,13 @@ def _forward(
             keep.append(linear(part, w1, b1))
             part = F.gelu(keep[-1])
         part = linear(part, w2, b2)
-        if not residual:
-            out[rows] = part
-        elif scale is None:
-            torch.add(tokens[rows], part, out=out[rows])
-        else:
-            torch.addcmul(tokens[rows], part, scale[rows], out=out[rows])
-    return out.view(*x.shape[:-1], w2.shape[0])
+        if scale is not None:
+            part = torch.addcmul(tokens[rows], part, scale[rows], out=place)
+        elif residual:
+            part = torch.add(tokens[rows], part, out=place)
+        elif place is not None:
+            place.copy_(part)
+    return (part if out is None else out).view(*x.shape[:-1], w2.shape[0])
 
 
 class _LinearGeluLinear(torch.autograd.Function):
@@ -154,11 +156,13 @@ class _LinearGeluLinear(torch.autograd.Function):
         x, w1, w2, scale, *hidden = ctx.saved_tensors
         norm = tuple(hidden.pop(0) for _ in range(2 * len(ctx.eps))) + ctx.eps
         tokens, grads = x.flatten(0, -2), grad.flatten(0, -2)
-        dx = torch.empty_like(tokens)
+        slices = chunks(tokens)
+        dx = torch.empty_like(tokens) if len(slices) > 1 else None
         dw1, dw2 = torch.zeros_like(w1), torch.zeros_like(w2)
         db1, db2 = w1.new_zeros(w1.shape[0]), w2.new_zeros(w2.shape[0])
         dnorm = [torch.zeros_like(part) for part in norm[:2]]
-        for rows, part in zip(chunks(tokens), hidden, strict=True):
+        for rows, part in zip(slices, hidden, strict=True):
+            place = None if dx is None else dx[rows]
             g = grads[rows] if scale is None else grads[rows] * scale[rows]
             dw2.addmm_(g.t(), F.gelu(part))
             db2 += g.sum(dim=0)
@@ -172,8 +176,9 @@ class _LinearGeluLinear(torch.autograd.Function):
                 for total, add in zip(dnorm, parts, strict=True):
                     total += add
             if ctx.residual:
-                torch.add(dtokens, grads[rows], out=dx[rows])
-            else:
-                dx[rows] = dtokens
+                dtokens = torch.add(dtokens, grads[rows], out=place)
+            elif place is not None:
+                place.copy_(dtokens)
+        dx = dtokens if dx is None else dx
         nothing = (None,) * len(ctx.needs_input_grad[5:7])
         return dx.view_as(x), dw1, db1, dw2, db2, *nothing, *dnorm, *(None for _ in ctx.eps)

@@ -51,7 +51,7 @@ def grids(rank: int) -> st.SearchStrategy[tuple[int, ...]]:
     return st.tuples(*[st.integers(1, (40, 7, 4)[rank - 1])] * rank)
 
 
-@examples(500, 5000)
+@examples(650, 6500)
 def test_attend(count: int, tally: Tally) -> None:
     """Folded, chunked and fused attention, for any grids of queries and keys."""
 

@@ -54,7 +54,7 @@ def backbones(draw: st.DrawFn) -> MViT:
     )
 
 
-@examples(300, 3000)
+@examples(150, 1500)
 def test_backbone(count: int, tally: Callable[..., None]) -> None:
     """Feature maps of any image: sizes rounded up, none for a batch of none."""
 
