@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 COLOURS = {"inference": "#3b6ea8", "training": "#d08a2e"}
@@ -37,7 +38,7 @@ def draw_speed(rows: list[dict], named: str, path: Path) -> None:
     names = [*COLOURS, f"{LIMIT}: its FLOPs as one big product"]
     axes.legend(handles, names, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(named, fontsize=5.5, y=0.995)
+    figure.suptitle(fill(named, 110), fontsize=5.5, y=0.995)
     figure.tight_layout()
     save(figure, path)
 
@@ -73,7 +74,7 @@ def draw_scaling(rows: list[dict], named: str, path: Path) -> None:
             axes.yaxis.set_major_formatter(plt.FuncFormatter(lambda y, _: f"{y:g}"))
             axes.grid(alpha=0.3)
             axes.legend(fontsize=7)
-    figure.suptitle(named, fontsize=7)
+    figure.suptitle(fill(named, 110), fontsize=7)
     figure.tight_layout()
     save(figure, path)
 
