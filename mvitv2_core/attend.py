@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .context import transformed
+from .context import observed
 from .linear import autocast_dtype, no_autocast
 from .rel_pos import key_cells, rel_pos_terms
 
@@ -45,7 +45,7 @@ def attend(
         (B, Nq, heads, head_dim), without pooled q.
     """
     axes = [axis for axis, table in enumerate(tables) if table is not None]
-    if torch.jit.is_tracing() or (not torch.compiler.is_compiling() and transformed()):
+    if observed():
         # FLOP counters (fvcore), tracing exporters and torch.func know matmuls, not our kernels.
         return attend_plain(q, k, v, tables, q_thw, k_thw, cls_token)
     terms = rel_pos_terms(split_cls_token(q)[1] if cls_token else q, tables, q_thw, k_thw)

@@ -38,9 +38,17 @@ def transformed() -> bool:
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
+def observed() -> bool:
+    """Whether a tracer (fvcore's counters, exporters) or a transform needs plain operations.
+
+    Compilers do not count: they take our operations apart themselves.
+    """
+    return torch.jit.is_tracing() or (not torch.compiler.is_compiling() and transformed())
+
+
 def eager() -> bool:
     """Whether operations run as they are called, with nothing looking on but autograd.
 
     Compilers fuse better than hand-made operations; tracers and transforms do not know them.
     """
-    return not torch.compiler.is_compiling() and not torch.jit.is_tracing() and not transformed()
+    return not torch.compiler.is_compiling() and not observed()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from .context import transformed
+from .context import observed
 from .linear import autocast_dtype, no_autocast
 
 
@@ -59,9 +59,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
     CPU (measured: backward 3x to 5x on the CPU and 30x on an H100 against a sum of two-axis
     ones), so there they run as one convolution of frames for each frame of the kernel.
     """
-    by_frames = weight.ndim == 5 and weight.shape[2] % 2 == 1 and not torch.jit.is_tracing()
-    if not torch.compiler.is_compiling() and transformed():
-        by_frames = False
+    by_frames = weight.ndim == 5 and weight.shape[2] % 2 == 1 and not observed()
     if by_frames and (x.is_cuda or torch.is_grad_enabled()):
         dtype = autocast_dtype(x.device.type)
         if dtype is not None:
