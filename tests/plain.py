@@ -94,7 +94,10 @@ def pool(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
     x = x.unflatten(-1, (heads, head_dim)).movedim((-2, -1), (1, 2)).flatten(0, 1).contiguous()
     padding = tuple(n // 2 for n in weight.shape[2:])
     convolve = CONVOLUTIONS[weight.ndim - 3]
-    x = convolve(x, weight, None, tuple(stride), padding, groups=head_dim)
+    # PyTorch's own bfloat16 gradient of a depthwise weight can hold uninitialised memory on a CPU.
+    wide = torch.promote_types(x.dtype, torch.float32)
+    out = convolve(x.to(wide), weight.to(wide), None, tuple(stride), padding, groups=head_dim)
+    x = out.to(x.dtype)
     return x.unflatten(0, (batch, heads)).movedim((1, 2), (-2, -1)).flatten(-2)
 
 
