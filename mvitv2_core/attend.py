@@ -52,15 +52,19 @@ def attend(
     if observed():
         # FLOP counters (fvcore), tracing exporters and torch.func know matmuls, not our kernels.
         return attend_plain(q, k, v, tables, q_thw, k_thw, cls_token)
-    terms = rel_pos_terms(split_cls_token(q)[1] if cls_token else q, tables, q_thw, k_thw)
-    if cls_token:
-        terms = [F.pad(term, (0, 0, 0, 0, 1, 0)) for term in terms]
-    path = choose_path(q.device.type, q.shape[-1], sum(term.shape[-1] for term in terms))
+    path = choose_path(q.device.type, q.shape[-1], sum(k_thw[axis] for axis in axes))
     if path == "fused":
         return _fused(q, k, v)
+    # Contiguous once, or each axis would copy what the class token's row parts from it.
+    others = split_cls_token(q)[1].contiguous() if cls_token else q
+    terms = rel_pos_terms(others, tables, q_thw, k_thw)
     if path == "folded":
-        return _folded(q, k, v, terms, key_cells(k_thw, axes, cls_token, HEAD_DIM_STEP, k))
-    dtype = autocast_dtype(q.device.type)
+        return _folded(
+            q, k, v, terms, key_cells(k_thw, axes, cls_token, HEAD_DIM_STEP, k), cls_token
+        )
+    if cls_token:
+        terms = [F.pad(term, (0, 0, 0, 0, 1, 0)) for term in terms]
+    dtype = autocast_dtype(q)
     if dtype is not None:
         q, k, v, *terms = (t.to(dtype) for t in (q, k, v, *terms))
     with no_autocast(q.device.type):
@@ -103,7 +107,9 @@ def _fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def _folded(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], cells: Tensor) -> Tensor:
+def _folded(
+    q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], cells: Tensor, cls_token: bool
+) -> Tensor:
     """Positions as channels: [q, terms] . [k, cells] is the whole logit, so no bias exists.
 
     Exact because a key's row of ``cells`` holds a one for its cell on each axis: the product
@@ -113,9 +119,10 @@ def _folded(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], cells: Ten
     scale = head_dim**-0.5
     # Attention scales the whole product, and positions stand outside the scale: undo it on them.
     positions = torch.cat(list(terms), dim=-1) * (1 / scale)
-    # Channels up to a full step are zeros, in ``cells`` as well.
+    # Channels up to a full step are zeros, in ``cells`` as well, and so is the class token's row.
     width = cells.shape[-1] - positions.shape[-1]
-    q = torch.cat([q, F.pad(positions, (0, width)).to(q.dtype)], dim=-1)
+    positions = F.pad(positions, (0, width, 0, 0, int(cls_token), 0))
+    q = torch.cat([q, positions.to(q.dtype)], dim=-1)
     k = torch.cat([k, cells[None, :, None].expand(*k.shape[:3], -1)], dim=-1)
     # Fused kernels want one head size for q, k and v.
     v = F.pad(v, (0, q.shape[-1] - head_dim))
@@ -170,8 +177,8 @@ class _Chunked(torch.autograd.Function):
             q_, g_ = _by_head(q[some]), _by_head(grad[some])
             k_, v_ = _by_head(k[batch, :, heads]) * scale, _by_head(v[batch, :, heads])
             logits = _bias([t[some] for t in terms], k_thw, axes, cls_token, scratch)
-            shape = logits.shape
-            logits = _bmm(q_, k_.transpose(1, 2), logits.flatten(0, 1), add=True)
+            shape, logits = logits.shape, logits.flatten(0, 1)
+            _add_bmm(logits, q_, k_.transpose(1, 2))
             # In place but for half precision: softmax and its gradient finish a row's sums first.
             weights = scratch.get("logits", logits.shape, wide)
             torch.softmax(logits, -1, wide, out=weights)
@@ -207,15 +214,19 @@ def _by_token(x: Tensor, shape: torch.Size) -> Tensor:
     return x.unflatten(0, shape[:2]).transpose(1, 2)
 
 
-def _bmm(a: Tensor, b: Tensor, out: Tensor | None = None, add: bool = False) -> Tensor:
-    """Batched ``a @ b``, into ``out`` where given, and added to it with ``add``.
-
-    A batch of one is a plain product: MKL's batched one took 1.2x the time (AMD EPYC).
-    """
+def _bmm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """Batched ``a @ b``; of a batch of one the plain product, which MKL forms 1.2x as fast."""
     if a.shape[0] == 1:
-        into = None if out is None else out[0]
-        return (into.addmm_(a[0], b[0]) if add else torch.mm(a[0], b[0], out=into))[None]
-    return out.baddbmm_(a, b) if add else torch.bmm(a, b, out=out)
+        return torch.mm(a[0], b[0], out=None if out is None else out[0])[None]
+    return torch.bmm(a, b, out=out)
+
+
+def _add_bmm(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """``out += _bmm(a, b)``."""
+    if a.shape[0] == 1:
+        out[0].addmm_(a[0], b[0])
+    else:
+        out.baddbmm_(a, b)
 
 
 class _Scratch:

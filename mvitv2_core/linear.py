@@ -219,12 +219,13 @@ def half_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x)
 
 
-def autocast_dtype(device: str) -> torch.dtype | None:
-    """What autocast turns products on ``device`` to; None where it is off.
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast turns ``x`` to for a product; None where it is off or leaves ``x`` alone.
 
-    PyTorch has no autocast for the meta device and raises when asked about it.
+    It leaves float64 alone. PyTorch has no autocast for the meta device, and raises when asked.
     """
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    device = x.device.type
+    if x.dtype == torch.float64 or device == "meta" or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 

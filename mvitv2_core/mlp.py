@@ -55,7 +55,7 @@ class Mlp(nn.Module):
         if not self.is_plain():
             return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
         parts = (x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        dtype = autocast_dtype(x.device.type)
+        dtype = autocast_dtype(x)
         if dtype is not None:
             parts = tuple(part.to(dtype) for part in parts)  # type: ignore[assignment]
         with no_autocast(x.device.type):

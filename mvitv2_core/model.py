@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from .attention import MultiScaleAttention, NormLayer
 from .block import MultiScaleBlock
 from .config import MViTConfig
+from .conv import KINDS, call_convolution
 from .pool import HeadPool
 from .spec import check_flag
 
@@ -32,8 +33,7 @@ class PatchEmbed(nn.Module):
             max(k - 2 * p, 1)
             for k, p in zip(config.patch_kernel, config.patch_padding, strict=True)
         )
-        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.patch_rank - 1]
-        self.proj = conv(
+        self.proj = KINDS[self.patch_rank - 1](
             config.in_chans,
             config.embed_dim,
             config.patch_kernel,  # type: ignore[arg-type]
@@ -58,10 +58,7 @@ class PatchEmbed(nn.Module):
                 f"{self.proj.kernel_size} and patch_padding={self.proj.padding}, got "
                 f"{tuple(x.shape)}"
             )
-        if self.patch_rank == 3 and x.device.type == "cpu":
-            # PyTorch 2.14's bfloat16 weight gradient of channels-last clips writes out of bounds.
-            x = x.contiguous()
-        x = self.proj(x)
+        x = call_convolution(self.proj, x)
         thw = (1,) * (self.rank - self.patch_rank) + tuple(x.shape[2:])
         # (B, embed_dim, *grid) -> (B, N, embed_dim)
         return x.flatten(2).transpose(1, 2), thw

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.grad import conv2d_input, conv2d_weight
 
 from .context import observed
+from .conv import fails_in_bfloat16
 from .linear import autocast_dtype, no_autocast
 
 
@@ -59,18 +59,16 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
     CPU (measured: backward 3x to 5x on the CPU and 30x on an H100 against a sum of two-axis
     ones), so there they run as one convolution of frames for each frame of the kernel.
     """
-    # Autocast leaves float64 alone.
-    autocast = None if x.dtype == torch.float64 else autocast_dtype(x.device.type)
-    dtype = autocast or x.dtype
-    if x.device.type == "cpu" and dtype == torch.bfloat16 and torch.is_grad_enabled():
-        # PyTorch 2.14.1's bfloat16 gradients of depthwise weights read uninitialised memory, in
-        # several layouts, where the kernel skips or leaves the grid.
+    if fails_in_bfloat16(x):
         with no_autocast("cpu"):
-            return depthwise_conv(x.float(), weight.float(), stride).to(dtype)
+            return depthwise_conv(x.float(), weight.float(), stride).to(torch.bfloat16)
     by_frames = weight.ndim == 5 and weight.shape[2] % 2 == 1 and not observed()
     if by_frames and (x.is_cuda or torch.is_grad_enabled()):
+        dtype = autocast_dtype(x) or x.dtype
+        # Contiguous once, where a class token was parted from it, and not for each frame.
+        x, weight = x.to(dtype).contiguous(), weight.to(dtype)
         with no_autocast(x.device.type):
-            return _ByFrames.apply(x.to(dtype), weight.to(dtype), tuple(stride))
+            return _ByFrames.apply(x, weight, tuple(stride))
     return _whole(x, weight, stride)
 
 
@@ -108,13 +106,16 @@ class _ByFrames(torch.autograd.Function):
         if not x.is_cuda:
             return _whole(x, weight, stride).contiguous()
         out: Tensor | None = None
+        taps = weight.movedim(2, 0).contiguous()
+        # Frames that a tap does not need are convolved too: to leave some out would copy the rest.
+        whole = stride[0] == 1
         for tap, frames, outputs in _frames(x.shape[1], weight.shape[2], stride[0]):
-            part = _whole(x[:, frames].flatten(0, 1), weight[:, :, tap], stride[1:])
-            part = part.unflatten(0, (x.shape[0], outputs.stop - outputs.start))
+            part = _whole((x if whole else x[:, frames]).flatten(0, 1), taps[tap], stride[1:])
+            part = part.unflatten(0, (x.shape[0], -1))
             if out is None:  # the centre of the kernel reaches every output
                 out = part
             else:
-                out[:, outputs] += part
+                out[:, outputs].add_(part[:, frames] if whole else part)
         assert out is not None
         return out
 
@@ -122,16 +123,48 @@ class _ByFrames(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        stride, channels = ctx.stride, weight.shape[0]
-        dx, dweight = torch.zeros_like(x), torch.zeros_like(weight)
-        padding = [k // 2 for k in weight.shape[3:]]
-        for tap, frames, outputs in _frames(x.shape[1], weight.shape[2], stride[0]):
-            # (B, frames, H, W, C) -> (B * frames, C, H, W), channels last
-            x_ = x[:, frames].flatten(0, 1).movedim(-1, 1)
-            g_ = grad[:, outputs].flatten(0, 1).movedim(-1, 1)
-            w_ = weight[:, :, tap]
-            options = (stride[1:], padding, 1, channels)
-            dx_ = conv2d_input(x_.shape, w_, g_, *options)
-            dx[:, frames] += dx_.movedim(1, -1).view_as(x[:, frames])
-            dweight[:, :, tap] = conv2d_weight(x_, w_.shape, g_, *options)
-        return dx, dweight, None
+        stride, (needs_x, needs_weight, _) = ctx.stride, ctx.needs_input_grad
+        kernel, channels = weight.shape[2:], weight.shape[0]
+        padding = [k // 2 for k in kernel[1:]]
+        taps = weight.movedim(2, 0).contiguous()
+        dtaps = torch.zeros_like(taps)
+        # With stride 1 the pairs of a tap lie the same way apart in all frames of all samples, so
+        # that no frame is copied, and the centre's gradient takes in every frame of x.
+        flat = stride[0] == 1
+        dx = None if flat else torch.zeros_like(x)
+        for tap, frames, outputs in _frames(x.shape[1], kernel[0], stride[0]):
+            if flat:
+                x_, g_, rows = _shifted(x, grad, outputs, tap - kernel[0] // 2)
+            else:
+                x_, g_ = x[:, frames].flatten(0, 1), grad[:, outputs].flatten(0, 1)
+            # (frames, H, W, C) -> (frames, C, H, W), channels last
+            dx_, dtap, _ = torch.ops.aten.convolution_backward(
+                *(g_.movedim(-1, 1), x_.movedim(-1, 1), taps[tap], None),
+                *(stride[1:], padding, [1, 1], False, [0, 0], channels),
+                [needs_x, needs_weight, False],
+            )
+            if needs_weight:
+                dtaps[tap] = dtap
+            if not needs_x:
+                continue
+            dx_ = dx_.movedim(1, -1)
+            if dx is None:
+                dx = dx_.contiguous().view_as(x)
+            else:
+                part = dx.flatten(0, 1)[rows] if flat else dx[:, frames]
+                part.add_(dx_.unflatten(0, part.shape[:-3]))
+        return dx, dtaps.movedim(0, 2) if needs_weight else None, None
+
+
+def _shifted(x: Tensor, grad: Tensor, outputs: slice, shift: int) -> tuple[Tensor, Tensor, slice]:
+    """Frames of x and of the gradient that a tap ties, (frames, H, W, C), and which of x they are.
+
+    Frames count through all samples. What would tie a sample to the next is zero in the gradient.
+    """
+    count = x.shape[0] * x.shape[1]
+    if shift and x.shape[0] > 1:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        grad[:, : outputs.start] = 0
+        grad[:, outputs.stop :] = 0
+    rows = slice(max(shift, 0), count + min(shift, 0))
+    return x.flatten(0, 1)[rows], grad.flatten(0, 1)[max(-shift, 0) : count - max(shift, 0)], rows
