@@ -32,7 +32,7 @@ from projects.benchmark.cases import CASES, CHECKPOINTING, TARGETS, Case, builde
 from projects.benchmark.report import write, write_profile
 
 SIDES, FRAMES = (256, 512, 1024, 1536, 2048), (8, 16, 32)
-SLOW = 10.0  # seconds; in a sweep, slower steps are timed once and without a warm-up
+SLOW = 10.0  # seconds; of slower steps in a sweep, the one that measures memory is the time too
 Job = tuple[str, dict, str]  # key of a case, changes to it, mode
 
 
@@ -100,12 +100,11 @@ def measure(job: Job, args: Namespace, rate: float) -> list[dict]:
     who = [n for n in builders(case)[0] if mode == "training" or n != CHECKPOINTING]
     memory = {name: spawn(job, "memory", [name], args) for name in who}
     alive = [name for name in who if "error" not in memory[name]]
-    if args.scaling and any(memory[name]["seconds"] > SLOW for name in alive):
-        args = Namespace(**{**vars(args), "warmup": 0, "repeats": 1})
-    if case.windows:
-        times = spawn(job, "time", alive, args) if alive else {}
-    else:  # minutes a step, and memory is what matters: its one step is the time too
+    slow = args.scaling and any(memory[name]["seconds"] > SLOW for name in alive)
+    if slow or not case.windows:  # without windows, minutes a step: and memory is what matters
         times = {name: [memory[name]["seconds"]] for name in alive}
+    else:
+        times = spawn(job, "time", alive, args) if alive else {}
     if "error" in times:  # one may have failed beside the others
         times = {name: spawn(job, "time", [name], args) for name in alive}
         times = {name: t.get(name, t) for name, t in times.items()}
