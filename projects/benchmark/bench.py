@@ -31,7 +31,7 @@ from projects.benchmark import work
 from projects.benchmark.cases import CASES, CHECKPOINTING, TARGETS, Case, builders
 from projects.benchmark.report import write, write_profile
 
-SIDES, FRAMES = (256, 512, 1024, 1536, 2048), (8, 16, 32)
+SIDES, FRAMES = (512, 1024, 2048), (8, 16, 32)
 SLOW = 10.0  # seconds; of slower steps in a sweep, the one that measures memory is the time too
 Job = tuple[str, dict, str]  # key of a case, changes to it, mode
 
