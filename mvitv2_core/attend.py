@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .context import observed
-from .linear import autocast_dtype, no_autocast
+from .linear import autocast, no_autocast
 from .rel_pos import key_cells, rel_pos_terms
 
 # The flash and cuDNN kernels take heads of at most this many channels.
@@ -64,9 +63,7 @@ def attend(
         )
     if cls_token:
         terms = [F.pad(term, (0, 0, 0, 0, 1, 0)) for term in terms]
-    dtype = autocast_dtype(q)
-    if dtype is not None:
-        q, k, v, *terms = (t.to(dtype) for t in (q, k, v, *terms))
+    q, k, v, *terms = autocast(q, k, v, *terms)
     with no_autocast(q.device.type):
         return _Chunked.apply(q, k, v, tuple(k_thw), tuple(axes), cls_token, *terms)
 
@@ -269,8 +266,8 @@ def _backward_chunks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice, slice
     samples = max(limit // (per_head * heads), 1)
     some_heads = min(max(limit // per_head, 1), heads)
     most = max(min(max(limit // per_query, BACKWARD_QUERIES), CHUNK_LOGITS // per_query), 1)
-    parts = max(math.ceil(queries / most), 1)
-    rows = max(math.ceil(queries / parts), 1)
+    parts = max(ceil(queries / most), 1)
+    rows = max(ceil(queries / parts), 1)
     for i in range(0, batch, samples):
         for h in range(0, heads, some_heads):
             for j in range(0, queries, rows):

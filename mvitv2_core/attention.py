@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .attend import attend, split_cls_token
 from .config import MViTConfig
 from .context import untouched
-from .linear import NormParts, autocast_dtype, half_norm, linear, norm_linears
+from .linear import NormParts, autocast, half_norm, linear, norm_linears
 from .pool import HeadPool
 from .spec import BlockSpec
 
@@ -111,12 +111,8 @@ class MultiScaleAttention(nn.Module):
         """
         if not untouched(self.qkv, nn.Linear):
             return self.qkv(x).chunk(3, dim=-1)
-        weight: Tensor = self.qkv.weight
-        bias: Tensor | None = self.qkv.bias
-        dtype = autocast_dtype(x)
-        if dtype is not None:  # once, not for each of the three
-            x, weight = x.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
+        # Once, not for each of the three.
+        x, weight, bias = autocast(x, self.qkv.weight, self.qkv.bias)
         weights = weight.chunk(3)
         biases = (None,) * 3 if bias is None else bias.chunk(3)
         if norm is not None:

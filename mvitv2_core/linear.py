@@ -230,6 +230,14 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+def autocast(x: Tensor, *others: Tensor | None) -> list[Any]:
+    """``x`` and what goes with it as autocast would hand them to a product."""
+    dtype = autocast_dtype(x)
+    if dtype is None:
+        return [x, *others]
+    return [t if t is None else t.to(dtype) for t in (x, *others)]
+
+
 def no_autocast(device: str) -> AbstractContextManager:
     """A context in which autocast for ``device`` is off."""
     return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from .context import eager, untouched
 from .linear import (
     NormParts,
-    autocast_dtype,
+    autocast,
     chunks,
     layer_norm,
     layer_norm_backward,
@@ -54,10 +54,8 @@ class Mlp(nn.Module):
         """(B, N, dim) -> (B, N, dim_out)."""
         if not self.is_plain():
             return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
-        parts = (x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        dtype = autocast_dtype(x)
-        if dtype is not None:
-            parts = tuple(part.to(dtype) for part in parts)  # type: ignore[assignment]
+        fc1, fc2 = self.fc1, self.fc2
+        parts = autocast(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
         with no_autocast(x.device.type):
             return _run(*parts)
 

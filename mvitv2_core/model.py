@@ -142,7 +142,7 @@ class MViT(nn.Module):
         Weights truncated normal with std 0.02, every bias 0.02 (PySlowFast's
         video_model_builder.py, facebookresearch/mvit's mvit_model.py).
         """
-        if isinstance(module, (nn.Linear, HeadPool, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        if isinstance(module, (nn.Linear, HeadPool, *KINDS)):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.constant_(module.bias, 0.02)

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from .context import observed
 from .conv import fails_in_bfloat16
-from .linear import autocast_dtype, no_autocast
+from .linear import autocast, no_autocast
 
 
 class HeadPool(nn.Module):
@@ -64,11 +64,10 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
             return depthwise_conv(x.float(), weight.float(), stride).to(torch.bfloat16)
     by_frames = weight.ndim == 5 and weight.shape[2] % 2 == 1 and not observed()
     if by_frames and (x.is_cuda or torch.is_grad_enabled()):
-        dtype = autocast_dtype(x) or x.dtype
-        # Contiguous once, where a class token was parted from it, and not for each frame.
-        x, weight = x.to(dtype).contiguous(), weight.to(dtype)
+        x, weight = autocast(x, weight)
         with no_autocast(x.device.type):
-            return _ByFrames.apply(x, weight, tuple(stride))
+            # Contiguous once, where a class token was parted from it, and not for each frame.
+            return _ByFrames.apply(x.contiguous(), weight, tuple(stride))
     return _whole(x, weight, stride)
 
 
