@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from math import ceil, prod
+from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .context import observed
+from .context import eager, observed
 from .linear import autocast, no_autocast
 from .rel_pos import key_cells, rel_pos_terms
+from .windows import Chunk, Layout, chunks, partition, unpartition
 
 # The flash and cuDNN kernels take heads of at most this many channels.
 MAX_HEAD_DIM = 256
@@ -34,6 +35,9 @@ def attend(
     q_thw: Sequence[int],
     k_thw: Sequence[int],
     cls_token: bool = False,
+    *,
+    add_q: bool = False,
+    windows: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> Tensor:
     """Attention with decomposed relative positions (paper, section 4.1).
 
@@ -43,29 +47,66 @@ def attend(
         tables: one stored (L, head_dim) position table per axis, None for axes without.
         q_thw, k_thw: live grids; ``Nq`` and ``Nk`` are their products, plus the class token.
         cls_token: whether row 0 is a class token, which takes part without positions.
+        add_q: whether to add q to the result (residual pooling), but for the class token's row.
+        windows: sizes along each axis of the windows of q and of those of k and v; queries see the
+            keys of their own window, and zeros that fill the last ones take part as keys. Not with
+            a class token, which has no window.
 
     Returns:
-        (B, Nq, heads, head_dim), without pooled q.
+        (B, Nq, heads, head_dim).
     """
     axes = [axis for axis, table in enumerate(tables) if table is not None]
+    seen_thw = windows[1] if windows else k_thw  # the keys that a query sees
     if observed():
         # FLOP counters (fvcore), tracing exporters and torch.func know matmuls, not our kernels.
-        return attend_plain(q, k, v, tables, q_thw, k_thw, cls_token)
-    path = choose_path(q.device.type, q.shape[-1], sum(k_thw[axis] for axis in axes))
-    if path == "fused":
-        return _fused(q, k, v)
+        path = "plain"
+    else:
+        path = choose_path(q.device.type, q.shape[-1], sum(seen_thw[axis] for axis in axes))
+    if path == "chunked" and (windows is None or eager()):
+        terms = _terms(q, tables, q_thw, seen_thw, cls_token, windows and windows[0])
+        if cls_token:
+            terms = [F.pad(term, (0, 0, 0, 0, 1, 0)) for term in terms]
+        grid = window = (q.shape[1],)
+        if windows:
+            k, v = (partition(x, k_thw, seen_thw) for x in (k, v))
+            grid, window = tuple(q_thw), tuple(windows[0])
+        rest = (grid, window, tuple(seen_thw), tuple(axes), cls_token, add_q)
+        q, k, v, *terms = autocast(q, k, v, *terms)
+        with no_autocast(q.device.type):
+            return _Chunked.apply(q, k, v, *rest, *terms)
+    if windows:
+        parts = partition(q, q_thw, windows[0]), *(partition(x, k_thw, seen_thw) for x in (k, v))
+        out = unpartition(attend(*parts, tables, *windows), q.shape[0], q_thw, windows[0])
+    elif path == "plain":
+        out = attend_plain(q, k, v, tables, q_thw, k_thw, cls_token)
+    elif path == "fused":
+        out = _fused(q, k, v)
+    else:
+        terms = _terms(q, tables, q_thw, k_thw, cls_token)
+        cells = key_cells(k_thw, axes, cls_token, HEAD_DIM_STEP, k)
+        out = _folded(q, k, v, terms, cells, cls_token)
+    return _plus_q(out, q, cls_token) if add_q else out
+
+
+def _plus_q(out: Tensor, q: Tensor, cls_token: bool) -> Tensor:
+    if not cls_token:
+        return out + q
+    first, others = split_cls_token(out)
+    return torch.cat([first, others + split_cls_token(q)[1]], dim=1)
+
+
+def _terms(
+    q: Tensor,
+    tables: Sequence[Tensor | None],
+    q_thw: Sequence[int],
+    k_thw: Sequence[int],
+    cls_token: bool,
+    window: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """``rel_pos_terms`` of the queries that are no class token."""
     # Contiguous once, or each axis would copy what the class token's row parts from it.
-    others = split_cls_token(q)[1].contiguous() if cls_token else q
-    terms = rel_pos_terms(others, tables, q_thw, k_thw)
-    if path == "folded":
-        return _folded(
-            q, k, v, terms, key_cells(k_thw, axes, cls_token, HEAD_DIM_STEP, k), cls_token
-        )
-    if cls_token:
-        terms = [F.pad(term, (0, 0, 0, 0, 1, 0)) for term in terms]
-    q, k, v, *terms = autocast(q, k, v, *terms)
-    with no_autocast(q.device.type):
-        return _Chunked.apply(q, k, v, tuple(k_thw), tuple(axes), cls_token, *terms)
+    q = split_cls_token(q)[1].contiguous() if cls_token else q
+    return rel_pos_terms(q, tables, q_thw, k_thw, window)
 
 
 def split_cls_token(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,28 +181,36 @@ class _Chunked(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        grid: tuple[int, ...],
+        window: tuple[int, ...],
         k_thw: tuple[int, ...],
         axes: tuple[int, ...],
         cls_token: bool,
+        add_q: bool,
         *terms: Tensor,
     ) -> Tensor:
-        ctx.layout = (k_thw, axes, cls_token)
+        layout = Layout(q.shape[0], q.shape[2], grid, window, k.shape[1])
+        ctx.layout = (layout, k_thw, axes, cls_token, add_q)
         ctx.save_for_backward(q, k, v, *terms)
         scale = q.shape[-1] ** -0.5
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         scratch = _Scratch(q)
-        for batch, rows in _chunks(q, k):
-            bias = _bias([t[batch, rows] for t in terms], k_thw, axes, cls_token, scratch)
-            q_, k_, v_ = (x.transpose(1, 2) for x in (q[batch, rows], k[batch], v[batch]))
-            part = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=bias, scale=scale)
-            out[batch, rows] = part.transpose(1, 2)
+        for chunk in chunks(layout, CHUNK_LOGITS):
+            q_ = chunk.of_queries(q)
+            bias = _bias([chunk.of_queries(t) for t in terms], k_thw, axes, cls_token, scratch)
+            heads = (x.transpose(1, 2) for x in (q_, chunk.of_keys(k), chunk.of_keys(v)))
+            part = F.scaled_dot_product_attention(*heads, attn_mask=bias, scale=scale)
+            part = part.transpose(1, 2)
+            if add_q:
+                _without_cls(part, chunk, cls_token).add_(_without_cls(q_, chunk, cls_token))
+            chunk.put_queries(out, part)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *terms = ctx.saved_tensors
-        k_thw, axes, cls_token = ctx.layout
+        layout, k_thw, axes, cls_token, add_q = ctx.layout
         scale, first = q.shape[-1] ** -0.5, int(cls_token)
         dq = torch.empty_like(q, memory_format=torch.contiguous_format)
         # Sums over chunks: float32 at least.
@@ -169,17 +218,19 @@ class _Chunked(torch.autograd.Function):
         dk, dv = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k, v))
         dterms = [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in terms]
         scratch = _Scratch(q)
-        for batch, rows, heads in _backward_chunks(q, k):
-            some = (batch, rows, heads)
-            q_, g_ = _by_head(q[some]), _by_head(grad[some])
-            k_, v_ = _by_head(k[batch, :, heads]) * scale, _by_head(v[batch, :, heads])
-            logits = _bias([t[some] for t in terms], k_thw, axes, cls_token, scratch)
+        parts = chunks(layout, CHUNK_LOGITS // 4, True, BACKWARD_QUERIES, CHUNK_LOGITS)
+        for chunk in parts:
+            q_, g_ = (_by_head(chunk.of_queries(x)) for x in (q, grad))
+            k_, v_ = (_by_head(chunk.of_keys(x)) for x in (k, v))
+            k_ = k_ * scale
+            logits = _bias([chunk.of_queries(t) for t in terms], k_thw, axes, cls_token, scratch)
             shape, logits = logits.shape, logits.flatten(0, 1)
             _add_bmm(logits, q_, k_.transpose(1, 2))
             # In place but for half precision: softmax and its gradient finish a row's sums first.
             weights = scratch.get("logits", logits.shape, wide)
             torch.softmax(logits, -1, wide, out=weights)
-            dv[batch, :, heads] += _by_token(_bmm(weights.to(g_.dtype).transpose(1, 2), g_), shape)
+            part = _bmm(weights.to(g_.dtype).transpose(1, 2), g_)
+            chunk.add_keys(dv, _by_token(part, shape))
             dweights = scratch.get("dlogits", logits.shape, q.dtype)
             _bmm(g_, v_.transpose(1, 2), dweights)
             dlogits = scratch.get("dlogits", logits.shape, wide)
@@ -187,18 +238,28 @@ class _Chunked(torch.autograd.Function):
                 dweights.to(wide), weights, -1, wide, grad_input=dlogits
             )
             narrow = dlogits.to(q.dtype)
-            dq[some] = _by_token(_bmm(narrow, k_), shape)
-            dk[batch, :, heads] += _by_token(_bmm(narrow.transpose(1, 2), q_), shape) * scale
+            part = _by_token(_bmm(narrow, k_), shape)
+            if add_q:
+                _without_cls(part, chunk, cls_token).add_(
+                    _without_cls(_by_token(g_, shape), chunk, cls_token)
+                )
+            chunk.put_queries(dq, part)
+            chunk.add_keys(dk, _by_token(_bmm(narrow.transpose(1, 2), q_), shape) * scale)
             # Each term was added along the other axes: its gradient is the sum over them.
             cells = dlogits.view(shape)[..., first:].unflatten(-1, k_thw)
             for axis, dterm in zip(axes, dterms, strict=True):
                 others = [3 + a for a in range(len(k_thw)) if a != axis]
                 total = cells.sum(dim=others) if others else cells
-                dterm[some] = total.transpose(1, 2).to(dterm.dtype)
+                chunk.put_queries(dterm, total.transpose(1, 2))
         if cls_token:  # the class token's row holds no positions
             for dterm in dterms:
                 dterm[:, 0] = 0
-        return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None, *dterms
+        return dq, dk.to(k.dtype), dv.to(v.dtype), *(None,) * 6, *dterms
+
+
+def _without_cls(x: Tensor, chunk: Chunk, cls_token: bool) -> Tensor:
+    """What a chunk has of (b, n, heads, d) rows that are no class token's."""
+    return x[:, 1:] if cls_token and chunk.queries[0].start == 0 else x
 
 
 def _by_head(x: Tensor) -> Tensor:
@@ -239,39 +300,6 @@ class _Scratch:
         if held is None or held.numel() < size:  # the first chunk is the largest
             held = self._held[name, dtype] = self._like.new_empty(size, dtype=dtype)
         return held[:size].view(*shape)
-
-
-def _chunks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of the batch and of the queries with at most ``CHUNK_LOGITS`` logits each."""
-    batch, queries, heads = q.shape[:3]
-    per_query = max(heads * k.shape[1], 1)
-    per_sample = max(per_query * queries, 1)
-    samples = max(CHUNK_LOGITS // per_sample, 1)
-    rows = max(min(CHUNK_LOGITS // per_query, queries), 1)
-    for i in range(0, batch, samples):
-        for j in range(0, queries, rows):
-            yield slice(i, i + samples), slice(j, j + rows)
-
-
-def _backward_chunks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Slices of the batch, the queries and the heads with about ``CHUNK_LOGITS / 4`` logits each.
-
-    Whole samples or heads where they have no more than that. Else equal parts of a head's queries:
-    at least ``BACKWARD_QUERIES`` of them, as long as they have no more than ``CHUNK_LOGITS``.
-    """
-    batch, queries, heads = q.shape[:3]
-    per_query = max(k.shape[1], 1)
-    per_head = max(per_query * queries, 1)
-    limit = CHUNK_LOGITS // 4
-    samples = max(limit // (per_head * heads), 1)
-    some_heads = min(max(limit // per_head, 1), heads)
-    most = max(min(max(limit // per_query, BACKWARD_QUERIES), CHUNK_LOGITS // per_query), 1)
-    parts = max(ceil(queries / most), 1)
-    rows = max(ceil(queries / parts), 1)
-    for i in range(0, batch, samples):
-        for h in range(0, heads, some_heads):
-            for j in range(0, queries, rows):
-                yield slice(i, i + samples), slice(j, j + rows), slice(h, h + some_heads)
 
 
 def _bias(

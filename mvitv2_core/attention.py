@@ -64,13 +64,7 @@ class MultiScaleAttention(nn.Module):
         q, q_thw = self._pool(q, thw, "q")
         k, k_thw = self._pool(k, thw, "k")
         v, _ = self._pool(v, thw, "v")
-        out = self.attend(q, k, v, q_thw, k_thw)
-        if self.residual_pooling:
-            if self.cls_token:  # upstream adds no q to the class token's row
-                cls_token, others = split_cls_token(out)
-                out = torch.cat([cls_token, others + split_cls_token(q)[1]], dim=1)
-            else:
-                out = out + q
+        out = self.attend(q, k, v, q_thw, k_thw, self.residual_pooling)
         # (B, Nq, heads, head_dim) -> (B, Nq, dim_att)
         out = out.flatten(2)
         if untouched(self.proj, nn.Linear):
@@ -80,7 +74,13 @@ class MultiScaleAttention(nn.Module):
         return self.proj_drop(out), q_thw
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, q_thw: Sequence[int], k_thw: Sequence[int]
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        q_thw: Sequence[int],
+        k_thw: Sequence[int],
+        add_q: bool = False,
     ) -> Tensor:
         """How pooled tokens attend: all to all. The seam that windows override.
 
@@ -88,11 +88,13 @@ class MultiScaleAttention(nn.Module):
             q: (B, Nq, heads, head_dim).
             k, v: (B, Nk, heads, head_dim).
             q_thw, k_thw: their grids.
+            add_q: whether to add q, but for the class token's row, to which upstream adds none.
 
         Returns:
             (B, Nq, heads, head_dim).
         """
-        return attend(q, k, v, self.rel_pos_tables(), q_thw, k_thw, self.cls_token)
+        tables = self.rel_pos_tables()
+        return attend(q, k, v, tables, q_thw, k_thw, self.cls_token, add_q=add_q)
 
     def rel_pos_tables(self) -> list[Tensor | None]:
         """The position table of each axis, None where the axis has none."""

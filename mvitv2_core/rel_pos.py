@@ -121,7 +121,11 @@ def rel_pos_rows(table: Tensor, q_size: int, k_size: int) -> Tensor:
 
 
 def rel_pos_terms(
-    q: Tensor, tables: Sequence[Tensor | None], q_thw: Sequence[int], k_thw: Sequence[int]
+    q: Tensor,
+    tables: Sequence[Tensor | None],
+    q_thw: Sequence[int],
+    k_thw: Sequence[int],
+    window: Sequence[int] | None = None,
 ) -> list[Tensor]:
     """Logit terms of every query for the key cells of each axis that has a table.
 
@@ -129,6 +133,7 @@ def rel_pos_terms(
         q: unscaled (B, Nq, heads, head_dim) queries of the grid, without class token.
         tables: one (L, head_dim) table or None per axis.
         q_thw, k_thw: live pooled grids.
+        window: sizes of the windows that ``q_thw`` falls into; then ``k_thw`` is one window of keys.
 
     Returns:
         One (B, Nq, heads, k_size) tensor per axis that has a table.
@@ -138,7 +143,9 @@ def rel_pos_terms(
     for axis, table in enumerate(tables):
         if table is None:
             continue
-        rows = rel_pos_rows(table, q_thw[axis], k_thw[axis]).transpose(1, 2)
+        rows = rel_pos_rows(table, (window or q_thw)[axis], k_thw[axis]).transpose(1, 2)
+        if window:  # the same rows in each
+            rows = rows.repeat(-(-q_thw[axis] // window[axis]), 1, 1)[: q_thw[axis]]
         before, after = batch * prod(q_thw[:axis]), prod(q_thw[axis + 1 :]) * heads
         if axis < len(tables) - 1:
             # (before, size, after, head_dim) @ (size, head_dim, k_size): q stays where it lies

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from mvitv2_core.attend import attend
 from mvitv2_core.attention import MultiScaleAttention, NormLayer
 from mvitv2_core.config import MViTConfig
-from mvitv2_core.dynamic import is_dynamic
 from mvitv2_core.spec import BlockSpec, check_count
 
 
@@ -63,43 +61,16 @@ class WindowAttention(MultiScaleAttention):
         self.kv_window = tuple(spec.window_size // s for s in spec.stride_kv)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, q_thw: Sequence[int], k_thw: Sequence[int]
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        q_thw: Sequence[int],
+        k_thw: Sequence[int],
+        add_q: bool = False,
     ) -> Tensor:
         """(B, Nq, heads, head_dim) queries -> the same shape, window by window."""
         if not self.q_window[0]:
-            return super().attend(q, k, v, q_thw, k_thw)
-        out = attend(
-            partition(q, q_thw, self.q_window),
-            partition(k, k_thw, self.kv_window),
-            partition(v, k_thw, self.kv_window),
-            self.rel_pos_tables(),
-            self.q_window,
-            self.kv_window,
-        )
-        return unpartition(out, q.shape[0], q_thw, self.q_window)
-
-
-def partition(x: Tensor, hw: Sequence[int], window: Sequence[int]) -> Tensor:
-    """(B, H * W, heads, head_dim) -> (B * windows, h * w, heads, head_dim).
-
-    ``window`` is (h, w); the grid is filled up with zeros on the right and at the bottom.
-    """
-    (height, width), (h, w) = hw, window
-    rows, columns = -(-height // h), -(-width // w)
-    x = x.unflatten(1, (height, width))
-    # Compiled for unknown sizes, one program serves with and without filling.
-    if is_dynamic(height, width) or rows * h > height or columns * w > width:
-        x = F.pad(x, (0, 0, 0, 0, 0, columns * w - width, 0, rows * h - height))
-    # (B, rows * h, columns * w, heads, head_dim) -> (B, rows, columns, h, w, heads, head_dim)
-    x = x.unflatten(2, (columns, w)).unflatten(1, (rows, h)).transpose(2, 3)
-    return x.flatten(3, 4).flatten(0, 2)
-
-
-def unpartition(x: Tensor, batch: int, hw: Sequence[int], window: Sequence[int]) -> Tensor:
-    """(B * windows, h * w, heads, head_dim) -> (B, H * W, heads, head_dim), filling dropped."""
-    (height, width), (h, w) = hw, window
-    rows, columns = -(-height // h), -(-width // w)
-    # (B * windows, ...) -> (B, rows, h, columns, w, heads, head_dim)
-    x = x.unflatten(0, (batch, rows, columns)).unflatten(3, (h, w)).transpose(2, 3)
-    x = x.flatten(3, 4).flatten(1, 2)
-    return x[:, :height, :width].flatten(1, 2)
+            return super().attend(q, k, v, q_thw, k_thw, add_q)
+        windows = (self.q_window, self.kv_window)
+        return attend(q, k, v, self.rel_pos_tables(), q_thw, k_thw, add_q=add_q, windows=windows)

@@ -65,23 +65,6 @@ def test_paths_equal_plain(
         assert error(ours, reference) < 1e-10 or reference.abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("batch", [0, 1, 5])
-@pytest.mark.parametrize("queries", [1, 7, 1025, 3000])
-@pytest.mark.parametrize("heads", [1, 3, 8])
-@pytest.mark.parametrize("keys", [1, 49, 1088, 5000])
-def test_backward_chunks(
-    batch: int, queries: int, heads: int, keys: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They cover every query of every head once, none holds more logits than it may."""
-    monkeypatch.setattr(attend, "CHUNK_LOGITS", 2**17)
-    q, k = torch.empty(batch, queries, heads, 1), torch.empty(batch, keys, heads, 1)
-    count = torch.zeros(batch, queries, heads, dtype=torch.int)
-    for chunk in attend._backward_chunks(q, k):
-        count[chunk] += 1
-        assert 0 < count[chunk].numel() * keys <= attend.CHUNK_LOGITS
-    assert (count == 1).all()
-
-
 def test_without_positions() -> None:
     q, k, v = (torch.randn(2, n, 2, 4, dtype=torch.float64) for n in (6, 4, 4))
     rest = ([None, None], (3, 2), (2, 2))

@@ -1,0 +1,184 @@
+"""Windows of a grid: tokens that attend to each other alone, and chunks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import ceil, prod
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .dynamic import is_dynamic
+
+
+def partition(x: Tensor, grid: Sequence[int], window: Sequence[int]) -> Tensor:
+    """(B, N, heads, head_dim) -> (B * windows, cells of one, heads, head_dim).
+
+    ``grid`` and ``window`` have one size per axis; zeros fill the grid up at its far ends.
+    """
+    axes, counts = len(grid), _counts(grid, window)
+    fill = [c * w - n for n, c, w in zip(grid, counts, window, strict=True)]
+    x = x.unflatten(1, tuple(grid))
+    # Compiled for unknown sizes, one program serves with and without filling.
+    if is_dynamic(*grid) or any(fill):
+        x = F.pad(x, (0, 0, 0, 0, *(size for end in reversed(fill) for size in (0, end))))
+    # (B, count * w, ..., heads, head_dim) -> (B, count, ..., w, ..., heads, head_dim)
+    x = _windows_first(x, counts, window)
+    return x.flatten(1 + axes, 2 * axes).flatten(0, axes)
+
+
+def unpartition(x: Tensor, batch: int, grid: Sequence[int], window: Sequence[int]) -> Tensor:
+    """(B * windows, cells of one, heads, head_dim) -> (B, N, heads, head_dim), filling dropped."""
+    axes, counts = len(grid), _counts(grid, window)
+    # -> (B, count, ..., w, ..., heads, head_dim)
+    x = x.unflatten(1, tuple(window)).unflatten(0, (batch, *counts))
+    order = [d for axis in range(axes) for d in (1 + axis, 1 + axes + axis)]
+    x = x.permute(0, *order, 2 * axes + 1, 2 * axes + 2)
+    for axis in range(axes):
+        x = x.flatten(1 + axis, 2 + axis)
+    for axis, size in enumerate(grid):
+        x = x.narrow(1 + axis, 0, size)
+    return x.flatten(1, axes)
+
+
+def _counts(grid: Sequence[int], window: Sequence[int]) -> tuple[int, ...]:
+    return tuple(-(-n // w) for n, w in zip(grid, window, strict=True))
+
+
+def _windows_first(x: Tensor, counts: Sequence[int], cells: Sequence[int]) -> Tensor:
+    """(B, count * cells, ..., heads, head_dim) -> (B, count, ..., cells, ..., heads, head_dim)."""
+    axes = len(counts)
+    for axis in reversed(range(axes)):
+        x = x.unflatten(1 + axis, (counts[axis], cells[axis]))
+    outer, inner = range(1, 2 * axes, 2), range(2, 2 * axes + 1, 2)
+    return x.permute(0, *outer, *inner, 2 * axes + 1, 2 * axes + 2)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How queries and keys lie in windows. All attention without windows is one window.
+
+    Args:
+        batch, heads: of queries and keys.
+        grid, window: one size of queries per axis. Those beyond the grid are never computed.
+        keys: of one window, with those that fill it.
+    """
+
+    batch: int
+    heads: int
+    grid: tuple[int, ...]
+    window: tuple[int, ...]
+    keys: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some heads of equal windows, or of some queries of one window.
+
+    Args:
+        layout: what it is a part of.
+        batch, heads: slices.
+        windows: slice of the windows along each axis.
+        queries: slice of the queries' grid along each axis.
+    """
+
+    layout: Layout
+    batch: slice
+    windows: tuple[slice, ...]
+    queries: tuple[slice, ...]
+    heads: slice
+
+    def of_queries(self, x: Tensor) -> Tensor:
+        """(B, N, heads, d) -> its (windows, queries of one, heads, d); a copy where they scatter."""
+        x = self._queries(x)
+        axes = len(self.windows)
+        shape = prod(x.shape[: 1 + axes]), prod(x.shape[1 + axes : 1 + 2 * axes])
+        return x.reshape(*shape, *x.shape[-2:])
+
+    def put_queries(self, x: Tensor, part: Tensor) -> None:
+        """Writes what ``of_queries`` would read."""
+        view = self._queries(x)
+        axes = len(self.windows)
+        part = part.unflatten(1, view.shape[1 + axes : 1 + 2 * axes])
+        view.copy_(part.unflatten(0, view.shape[: 1 + axes]))
+
+    def of_keys(self, x: Tensor) -> Tensor:
+        """(B * windows, keys, heads, d) -> its (windows, keys, heads, d)."""
+        return self._keys(x).flatten(0, len(self.windows))
+
+    def add_keys(self, x: Tensor, part: Tensor) -> None:
+        """Adds to what ``of_keys`` would read."""
+        view = self._keys(x)
+        view.add_(part.unflatten(0, view.shape[: 1 + len(self.windows)]))
+
+    def _queries(self, x: Tensor) -> Tensor:
+        """-> (b, windows, ..., queries, ..., heads, d)."""
+        x = x.unflatten(1, self.layout.grid)[(self.batch, *self.queries, self.heads)]
+        counts = [w.stop - w.start for w in self.windows]
+        cells = [size // count for size, count in zip(x.shape[1:], counts, strict=False)]
+        return _windows_first(x, counts, cells)
+
+    def _keys(self, x: Tensor) -> Tensor:
+        """-> (b, windows, ..., keys, heads, d)."""
+        counts = _counts(self.layout.grid, self.layout.window)
+        x = x.unflatten(0, (self.layout.batch, *counts))
+        return x[(self.batch, *self.windows, slice(None), self.heads)]
+
+
+def chunks(
+    layout: Layout, limit: int, by_heads: bool = False, least: int = 1, most: int = 0
+) -> Iterator[Chunk]:
+    """Chunks that cover all queries of all heads, with at most ``limit`` logits each.
+
+    Whole samples, windows or heads where these have no more than that. Else equal parts of a
+    window's rows (first axis), each with no fewer than ``least`` queries as long as they have no
+    more than ``most`` logits; at least one row.
+
+    Args:
+        by_heads: whether heads may be parted too.
+    """
+    kinds = (_kinds(n, w) for n, w in zip(layout.grid, layout.window, strict=True))
+    for kind in product(*kinds):  # inner windows, and those that the grid's ends cut
+        firsts, counts, cells = zip(*kind, strict=True)
+        in_row = prod(cells[1:])
+        per_row = max(in_row * layout.keys * (1 if by_heads else layout.heads), 1)
+        rows, room = cells[0], limit // (per_row * cells[0])
+        if not room:
+            rows = max(limit // per_row, min(ceil(least / in_row), most // per_row), 1)
+            rows = ceil(cells[0] / ceil(cells[0] / rows))
+        extents = (layout.batch, *counts, layout.heads if by_heads else 1)
+        steps: list[int] = []
+        for extent in reversed(extents):
+            steps.insert(0, max(min(room, extent), 1))
+            room //= steps[0]
+        ranges = (range(0, extent, step) for extent, step in zip(extents, steps, strict=True))
+        for *starts, row in product(*ranges, range(0, cells[0], rows)):
+            batch, *inside, heads = (
+                slice(start, min(start + step, extent))
+                for start, step, extent in zip(starts, steps, extents, strict=True)
+            )
+            windows = [
+                slice(first + part.start, first + part.stop)
+                for first, part in zip(firsts, inside, strict=True)
+            ]
+            queries = [
+                slice(part.start * size, (part.stop - 1) * size + n)
+                for part, size, n in zip(windows, layout.window, cells, strict=True)
+            ]
+            if rows < cells[0]:  # of one window
+                start = queries[0].start + row
+                queries[0] = slice(start, min(start + rows, queries[0].stop))
+            if not by_heads:
+                heads = slice(0, layout.heads)
+            yield Chunk(layout, batch, tuple(windows), tuple(queries), heads)
+
+
+def _kinds(size: int, window: int) -> Iterator[tuple[int, int, int]]:
+    """Whole windows along an axis, and what is left: the first, how many, their cells."""
+    whole, left = divmod(size, window)
+    if whole:
+        yield 0, whole, window
+    if left:
+        yield whole, 1, left
