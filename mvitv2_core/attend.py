@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from .context import eager, observed
 from .linear import autocast, no_autocast
 from .rel_pos import key_cells, rel_pos_terms
-from .windows import Chunk, Layout, chunks, partition, unpartition
+from .windows import Layout, chunks, partition, unpartition
 
 # The flash and cuDNN kernels take heads of at most this many channels.
 MAX_HEAD_DIM = 256
@@ -66,17 +66,18 @@ def attend(
         terms = _terms(q, tables, q_thw, seen_thw, cls_token, windows and windows[0])
         if cls_token:
             terms = [F.pad(term, (0, 0, 0, 0, 1, 0)) for term in terms]
-        grid = window = (q.shape[1],)
-        if windows:
-            k, v = (partition(x, k_thw, seen_thw) for x in (k, v))
-            grid, window = tuple(q_thw), tuple(windows[0])
-        rest = (grid, window, tuple(seen_thw), tuple(axes), cls_token, add_q)
         q, k, v, *terms = autocast(q, k, v, *terms)
+        # Without windows all tokens are one, on one axis: a class token fits no grid of more.
+        grids: list[Sequence[int]] = [[x.shape[1]] for x in (q, q, k, k)]
+        if windows:
+            grids = [q_thw, windows[0], k_thw, windows[1]]
+        rest = (tuple(map(tuple, grids)), tuple(seen_thw), tuple(axes), cls_token, add_q)
         with no_autocast(q.device.type):
             return _Chunked.apply(q, k, v, *rest, *terms)
     if windows:
-        parts = partition(q, q_thw, windows[0]), *(partition(x, k_thw, seen_thw) for x in (k, v))
-        out = unpartition(attend(*parts, tables, *windows), q.shape[0], q_thw, windows[0])
+        k, v = (partition(x, k_thw, seen_thw) for x in (k, v))
+        parts = attend(partition(q, q_thw, windows[0]), k, v, tables, *windows)
+        out = unpartition(parts, q.shape[0], q_thw, windows[0])
     elif path == "plain":
         out = attend_plain(q, k, v, tables, q_thw, k_thw, cls_token)
     elif path == "fused":
@@ -181,15 +182,14 @@ class _Chunked(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        grid: tuple[int, ...],
-        window: tuple[int, ...],
+        grids: tuple[tuple[int, ...], ...],
         k_thw: tuple[int, ...],
         axes: tuple[int, ...],
         cls_token: bool,
         add_q: bool,
         *terms: Tensor,
     ) -> Tensor:
-        layout = Layout(q.shape[0], q.shape[2], grid, window, k.shape[1])
+        layout = Layout(q.shape[0], q.shape[2], *grids)
         ctx.layout = (layout, k_thw, axes, cls_token, add_q)
         ctx.save_for_backward(q, k, v, *terms)
         scale = q.shape[-1] ** -0.5
@@ -198,11 +198,13 @@ class _Chunked(torch.autograd.Function):
         for chunk in chunks(layout, CHUNK_LOGITS):
             q_ = chunk.of_queries(q)
             bias = _bias([chunk.of_queries(t) for t in terms], k_thw, axes, cls_token, scratch)
-            heads = (x.transpose(1, 2) for x in (q_, chunk.of_keys(k), chunk.of_keys(v)))
-            part = F.scaled_dot_product_attention(*heads, attn_mask=bias, scale=scale)
+            parts = (q_, chunk.of_keys(k), chunk.of_keys(v))
+            q_h, k_h, v_h = (x.transpose(1, 2) for x in parts)
+            part = F.scaled_dot_product_attention(q_h, k_h, v_h, attn_mask=bias, scale=scale)
             part = part.transpose(1, 2)
-            if add_q:
-                _without_cls(part, chunk, cls_token).add_(_without_cls(q_, chunk, cls_token))
+            if add_q:  # the class token's row gets none
+                skip = int(cls_token and chunk.queries[0].start == 0)
+                part[:, skip:] += q_[:, skip:]
             chunk.put_queries(out, part)
         return out
 
@@ -240,9 +242,8 @@ class _Chunked(torch.autograd.Function):
             narrow = dlogits.to(q.dtype)
             part = _by_token(_bmm(narrow, k_), shape)
             if add_q:
-                _without_cls(part, chunk, cls_token).add_(
-                    _without_cls(_by_token(g_, shape), chunk, cls_token)
-                )
+                skip = int(cls_token and chunk.queries[0].start == 0)
+                part[:, skip:] += _by_token(g_, shape)[:, skip:]
             chunk.put_queries(dq, part)
             chunk.add_keys(dk, _by_token(_bmm(narrow.transpose(1, 2), q_), shape) * scale)
             # Each term was added along the other axes: its gradient is the sum over them.
@@ -254,12 +255,7 @@ class _Chunked(torch.autograd.Function):
         if cls_token:  # the class token's row holds no positions
             for dterm in dterms:
                 dterm[:, 0] = 0
-        return dq, dk.to(k.dtype), dv.to(v.dtype), *(None,) * 6, *dterms
-
-
-def _without_cls(x: Tensor, chunk: Chunk, cls_token: bool) -> Tensor:
-    """What a chunk has of (b, n, heads, d) rows that are no class token's."""
-    return x[:, 1:] if cls_token and chunk.queries[0].start == 0 else x
+        return dq, dk.to(k.dtype), dv.to(v.dtype), *(None,) * 5, *dterms
 
 
 def _by_head(x: Tensor) -> Tensor:

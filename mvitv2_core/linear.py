@@ -84,6 +84,17 @@ def chunks(tokens: Tensor) -> list[slice]:
     return [slice(i, i + step) for i in range(0, count, step)]
 
 
+def add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """``total + a @ b``, in place; None counts as zeros, which are then never written."""
+    return a @ b if total is None else total.addmm_(a, b)
+
+
+def add_rows(total: Tensor | None, x: Tensor) -> Tensor:
+    """``total`` and the sum of the (N, dim) rows, in place; None counts as zeros."""
+    rows = x.sum(dim=0)
+    return rows if total is None else total.add_(rows)
+
+
 class _Linear(torch.autograd.Function):
     """``linear`` with a backward pass."""
 
@@ -179,11 +190,13 @@ class _NormLinears(torch.autograd.Function):
         tokens, flat = x.flatten(0, -2), [g.flatten(0, -2) for g in grads]
         dx = torch.empty_like(tokens)
         dnorm = [torch.zeros_like(norm_weight), torch.zeros_like(norm_bias)]
-        dweights = [torch.zeros_like(w) for w in weights]
+        dweights: list[Tensor | None] = [None] * len(weights)
         for rows in chunks(tokens):
             normed, mean, rstd = layer_norm(tokens[rows], norm)
-            for dweight, g in zip(dweights, flat, strict=True):
-                dweight.addmm_(g[rows].t(), normed)
+            dweights = [
+                add_product(dweight, g[rows].t(), normed)
+                for dweight, g in zip(dweights, flat, strict=True)
+            ]
             dnormed, *others = (product(g[rows], w) for g, w in zip(flat, weights, strict=True))
             for other in others:
                 dnormed += other

@@ -13,6 +13,8 @@ from torch.autograd.function import once_differentiable
 from .context import eager, untouched
 from .linear import (
     NormParts,
+    add_product,
+    add_rows,
     autocast,
     chunks,
     layer_norm,
@@ -156,18 +158,15 @@ class _LinearGeluLinear(torch.autograd.Function):
         tokens, grads = x.flatten(0, -2), grad.flatten(0, -2)
         slices = chunks(tokens)
         dx = torch.empty_like(tokens) if len(slices) > 1 else None
-        dw1, dw2 = torch.zeros_like(w1), torch.zeros_like(w2)
-        db1, db2 = w1.new_zeros(w1.shape[0]), w2.new_zeros(w2.shape[0])
+        dw1 = dw2 = db1 = db2 = None
         dnorm = [torch.zeros_like(part) for part in norm[:2]]
         for rows, part in zip(slices, hidden, strict=True):
             place = None if dx is None else dx[rows]
             g = grads[rows] if scale is None else grads[rows] * scale[rows]
-            dw2.addmm_(g.t(), F.gelu(part))
-            db2 += g.sum(dim=0)
+            dw2, db2 = add_product(dw2, g.t(), F.gelu(part)), add_rows(db2, g)
             dpart = torch.ops.aten.gelu_backward(product(g, w2), part)
-            db1 += dpart.sum(dim=0)
             normed, *statistics = layer_norm(tokens[rows], norm) if norm else (tokens[rows],)
-            dw1.addmm_(dpart.t(), normed)
+            dw1, db1 = add_product(dw1, dpart.t(), normed), add_rows(db1, dpart)
             dtokens = product(dpart, w1)
             if norm:
                 dtokens, *parts = layer_norm_backward(dtokens, tokens[rows], norm, *statistics)

@@ -18,15 +18,13 @@ def partition(x: Tensor, grid: Sequence[int], window: Sequence[int]) -> Tensor:
 
     ``grid`` and ``window`` have one size per axis; zeros fill the grid up at its far ends.
     """
-    axes, counts = len(grid), _counts(grid, window)
+    counts = _counts(grid, window)
     fill = [c * w - n for n, c, w in zip(grid, counts, window, strict=True)]
     x = x.unflatten(1, tuple(grid))
     # Compiled for unknown sizes, one program serves with and without filling.
     if is_dynamic(*grid) or any(fill):
         x = F.pad(x, (0, 0, 0, 0, *(size for end in reversed(fill) for size in (0, end))))
-    # (B, count * w, ..., heads, head_dim) -> (B, count, ..., w, ..., heads, head_dim)
-    x = _windows_first(x, counts, window)
-    return x.flatten(1 + axes, 2 * axes).flatten(0, axes)
+    return _merge(_windows_first(x, counts, window))
 
 
 def unpartition(x: Tensor, batch: int, grid: Sequence[int], window: Sequence[int]) -> Tensor:
@@ -56,21 +54,30 @@ def _windows_first(x: Tensor, counts: Sequence[int], cells: Sequence[int]) -> Te
     return x.permute(0, *outer, *inner, 2 * axes + 1, 2 * axes + 2)
 
 
+def _merge(x: Tensor) -> Tensor:
+    """(B, count, ..., cells, ..., heads, head_dim) -> (windows, cells, heads, head_dim)."""
+    axes = (x.ndim - 3) // 2
+    shape = prod(x.shape[: 1 + axes]), prod(x.shape[1 + axes : 1 + 2 * axes])
+    return x.reshape(*shape, *x.shape[-2:])
+
+
 @dataclass(frozen=True)
 class Layout:
     """How queries and keys lie in windows. All attention without windows is one window.
 
     Args:
         batch, heads: of queries and keys.
-        grid, window: one size of queries per axis. Those beyond the grid are never computed.
-        keys: of one window, with those that fill it.
+        q_grid, q_window: one size per axis. Queries beyond the grid are never computed.
+        k_grid, k_window: the same of keys, which have as many windows along each axis. Keys beyond
+            the grid are zeros.
     """
 
     batch: int
     heads: int
-    grid: tuple[int, ...]
-    window: tuple[int, ...]
-    keys: int
+    q_grid: tuple[int, ...]
+    q_window: tuple[int, ...]
+    k_grid: tuple[int, ...]
+    k_window: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -91,11 +98,8 @@ class Chunk:
     heads: slice
 
     def of_queries(self, x: Tensor) -> Tensor:
-        """(B, N, heads, d) -> its (windows, queries of one, heads, d); a copy where they scatter."""
-        x = self._queries(x)
-        axes = len(self.windows)
-        shape = prod(x.shape[: 1 + axes]), prod(x.shape[1 + axes : 1 + 2 * axes])
-        return x.reshape(*shape, *x.shape[-2:])
+        """(B, N, heads, d) -> its (windows, queries, heads, d); a copy where they scatter."""
+        return _merge(self._queries(x))
 
     def put_queries(self, x: Tensor, part: Tensor) -> None:
         """Writes what ``of_queries`` would read."""
@@ -105,26 +109,38 @@ class Chunk:
         view.copy_(part.unflatten(0, view.shape[: 1 + axes]))
 
     def of_keys(self, x: Tensor) -> Tensor:
-        """(B * windows, keys, heads, d) -> its (windows, keys, heads, d)."""
-        return self._keys(x).flatten(0, len(self.windows))
+        """(B, N, heads, d) -> its (windows, keys of one, heads, d), those beyond the grid zeros."""
+        x, counts, window = self._keys(x), self._counts(), self.layout.k_window
+        ends = [
+            count * size - n for n, count, size in zip(x.shape[1:], counts, window, strict=False)
+        ]
+        if any(ends):
+            x = F.pad(x, (0, 0, 0, 0, *(size for end in reversed(ends) for size in (0, end))))
+        return _merge(_windows_first(x, counts, window))
 
     def add_keys(self, x: Tensor, part: Tensor) -> None:
-        """Adds to what ``of_keys`` would read."""
+        """Adds to what ``of_keys`` would read, and drops what it would fill."""
         view = self._keys(x)
-        view.add_(part.unflatten(0, view.shape[: 1 + len(self.windows)]))
+        part = unpartition(part, view.shape[0], view.shape[1:-2], self.layout.k_window)
+        view.add_(part.view_as(view))
 
     def _queries(self, x: Tensor) -> Tensor:
         """-> (b, windows, ..., queries, ..., heads, d)."""
-        x = x.unflatten(1, self.layout.grid)[(self.batch, *self.queries, self.heads)]
-        counts = [w.stop - w.start for w in self.windows]
+        x = x.unflatten(1, self.layout.q_grid)[(self.batch, *self.queries, self.heads)]
+        counts = self._counts()
         cells = [size // count for size, count in zip(x.shape[1:], counts, strict=False)]
         return _windows_first(x, counts, cells)
 
     def _keys(self, x: Tensor) -> Tensor:
-        """-> (b, windows, ..., keys, heads, d)."""
-        counts = _counts(self.layout.grid, self.layout.window)
-        x = x.unflatten(0, (self.layout.batch, *counts))
-        return x[(self.batch, *self.windows, slice(None), self.heads)]
+        """-> (b, cells of windows, ..., heads, d), without what fills them."""
+        cells = (
+            slice(windows.start * size, windows.stop * size)
+            for windows, size in zip(self.windows, self.layout.k_window, strict=True)
+        )
+        return x.unflatten(1, self.layout.k_grid)[(self.batch, *cells, self.heads)]
+
+    def _counts(self) -> list[int]:
+        return [windows.stop - windows.start for windows in self.windows]
 
 
 def chunks(
@@ -139,11 +155,12 @@ def chunks(
     Args:
         by_heads: whether heads may be parted too.
     """
-    kinds = (_kinds(n, w) for n, w in zip(layout.grid, layout.window, strict=True))
+    keys = prod(layout.k_window)
+    kinds = (_kinds(n, w) for n, w in zip(layout.q_grid, layout.q_window, strict=True))
     for kind in product(*kinds):  # inner windows, and those that the grid's ends cut
         firsts, counts, cells = zip(*kind, strict=True)
         in_row = prod(cells[1:])
-        per_row = max(in_row * layout.keys * (1 if by_heads else layout.heads), 1)
+        per_row = max(in_row * keys * (1 if by_heads else layout.heads), 1)
         rows, room = cells[0], limit // (per_row * cells[0])
         if not room:
             rows = max(limit // per_row, min(ceil(least / in_row), most // per_row), 1)
@@ -151,7 +168,8 @@ def chunks(
         extents = (layout.batch, *counts, layout.heads if by_heads else 1)
         steps: list[int] = []
         for extent in reversed(extents):
-            steps.insert(0, max(min(room, extent), 1))
+            parts = ceil(extent / max(room, 1))
+            steps.insert(0, max(ceil(extent / max(parts, 1)), 1))
             room //= steps[0]
         ranges = (range(0, extent, step) for extent, step in zip(extents, steps, strict=True))
         for *starts, row in product(*ranges, range(0, cells[0], rows)):
@@ -165,7 +183,7 @@ def chunks(
             ]
             queries = [
                 slice(part.start * size, (part.stop - 1) * size + n)
-                for part, size, n in zip(windows, layout.window, cells, strict=True)
+                for part, size, n in zip(windows, layout.q_window, cells, strict=True)
             ]
             if rows < cells[0]:  # of one window
                 start = queries[0].start + row

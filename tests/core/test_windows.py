@@ -41,15 +41,24 @@ def test_chunks(
     limit: int,
 ) -> None:
     """They cover every query of every head once, with the keys of its window, in bounds."""
-    layout = Layout(batch, heads, grid, window, keys)
     windows = [ceil(n / w) for n, w in zip(grid, window, strict=True)]
     # Each query knows its window and head, each key too.
     cells = torch.meshgrid(*(torch.arange(n) for n in (batch, *grid, heads)), indexing="ij")
     own = cells[0]
     for cell, size, count in zip(cells[1:-1], window, windows, strict=True):
         own = own * count + cell // size
-    own = (own * heads + cells[-1]).view(batch, prod(grid), heads, 1)
-    k = torch.arange(batch * prod(windows) * heads).view(-1, 1, heads, 1).expand(-1, keys, -1, -1)
+    own = (own * heads + cells[-1] + 1).view(batch, prod(grid), heads, 1)
+    # Keys stand along the last axis of a window; the last of the grid's are zeros that fill it.
+    k_window = (*(1 for _ in window[1:]), keys)
+    k_grid = (*windows[:-1], windows[-1] * keys - (keys - 1) // 2)
+    layout = Layout(batch, heads, grid, window, k_grid, k_window)
+    k = torch.arange(1, batch * prod(windows) * heads + 1).view(batch, prod(windows), 1, heads, 1)
+    k = (
+        k.expand(-1, -1, keys, -1, -1)
+        .flatten(1, 2)
+        .unflatten(1, (*windows[:-1], windows[-1] * keys))
+    )
+    k = k[(slice(None),) * len(grid) + (slice(k_grid[-1]),)].flatten(1, len(grid))
     seen = torch.zeros_like(own)
     gathered = torch.zeros(k.shape, dtype=torch.long)
     most = 2**15
@@ -57,6 +66,7 @@ def test_chunks(
         queries, its_keys = chunk.of_queries(own), chunk.of_keys(k)
         assert queries.shape[0] == its_keys.shape[0] and its_keys.shape[1] == keys
         assert (queries == its_keys[:, :1]).all()
+        assert ((its_keys == its_keys[:, :1]) | (its_keys == 0)).all()
         count, rows = queries.numel(), queries.shape[1]
         one_row = count == rows * queries.shape[2] and rows <= prod(window[1:])
         assert count and (count * keys <= max(limit, most) or one_row)
@@ -71,7 +81,7 @@ def test_chunks(
 
 def test_few_queries_with_many_keys_stay_together() -> None:
     """``least`` queries at a time, as long as ``most`` logits hold them."""
-    layout = Layout(1, 2, (3000,), (3000,), 1088)
+    layout = Layout(1, 2, (3000,), (3000,), (1088,), (1088,))
     sizes = [c.of_queries(torch.empty(1, 3000, 2, 1)).shape[1:3] for c in chunks(layout, 2**13)]
     assert {rows for rows, _ in sizes} <= {1, 2, 3} and {heads for _, heads in sizes} == {2}
     parts = list(chunks(layout, 2**13, True, least=1000, most=2**21))
