@@ -44,7 +44,8 @@ class HeadPool(nn.Module):
             lead, kernel, stride = (*lead, x.shape[1]), kernel[1:], stride[1:]
             x, weight = x.flatten(0, 1), weight.squeeze(2)
         heads = x.shape[-1] // weight.shape[0]
-        weight = weight.repeat(heads, *[1] * (weight.ndim - 1))
+        if heads > 1:
+            weight = torch.cat([weight] * heads)  # one operation, where repeat is five
         x = depthwise_conv(x, weight, stride)
         return x.unflatten(0, lead) if len(lead) > 1 else x
 

@@ -120,12 +120,21 @@ def test_class_token_key_is_the_only_difference(
     assert error(clip(still(picture(), 8)), expected) > 1e-6
 
     def counted(
-        q: Tensor, k: Tensor, v: Tensor, tables: list, q_thw: tuple, k_thw: tuple, cls: bool
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        tables: list,
+        q_thw: tuple,
+        k_thw: tuple,
+        cls: bool,
+        add_q: bool,
     ) -> Tensor:
         # One more class-token key and value per further frame.
         copies = k_thw[0] - 1 if len(k_thw) == 3 else 0
         extra = k[:, :1].expand(-1, copies, -1, -1), v[:, :1].expand(-1, copies, -1, -1)
-        return attend_with_extra(q, k, v, tables, q_thw, k_thw, extra)
+        assert cls and add_q
+        out = attend_with_extra(q, k, v, tables, q_thw, k_thw, extra)
+        return torch.cat([out[:, :1], out[:, 1:] + q[:, 1:]], dim=1)
 
     monkeypatch.setattr("mvitv2_core.attention.attend", counted)
     assert error(image(picture()), expected) < 1e-12
