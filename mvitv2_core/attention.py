@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .attend import attend, split_cls_token
 from .config import MViTConfig
 from .context import untouched
-from .linear import NormParts, autocast, half_norm, linear, norm_linears
+from .linear import NormParts, autocast, call_linear, half_norm, linear, norm_linears
 from .pool import HeadPool
 from .spec import BlockSpec
 
@@ -67,11 +67,7 @@ class MultiScaleAttention(nn.Module):
         out = self.attend(q, k, v, q_thw, k_thw, self.residual_pooling)
         # (B, Nq, heads, head_dim) -> (B, Nq, dim_att)
         out = out.flatten(2)
-        if untouched(self.proj, nn.Linear):
-            out = linear(out, self.proj.weight, self.proj.bias)
-        else:
-            out = self.proj(out)
-        return self.proj_drop(out), q_thw
+        return self.proj_drop(call_linear(self.proj, out)), q_thw
 
     def attend(
         self,

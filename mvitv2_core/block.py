@@ -12,7 +12,7 @@ from .attend import split_cls_token
 from .attention import MultiScaleAttention, NormLayer
 from .config import MViTConfig
 from .context import untouched
-from .linear import half_norm, norm_parts
+from .linear import call_linear, half_norm, norm_parts
 from .mlp import Mlp
 from .spec import BlockSpec
 
@@ -83,7 +83,7 @@ class MultiScaleBlock(nn.Module):
         else:
             x_norm = half_norm(self.norm1, x)
             out, q_thw = self.attn(x_norm, thw)
-            x = self.proj(x_norm) if widens_first and self.proj is not None else x
+            x = call_linear(self.proj, x_norm) if widens_first and self.proj is not None else x
         x = self._pool_skip(x, thw) + self.drop_path(out)
         return self._add_mlp(x), q_thw
 
@@ -98,7 +98,7 @@ class MultiScaleBlock(nn.Module):
         x_norm = half_norm(self.norm2, x)
         out = self.mlp(x_norm)
         if widens and self.proj is not None:
-            x = self.proj(x_norm)
+            x = call_linear(self.proj, x_norm)
         return x + self.drop_path(out)
 
     def _pool_skip(self, x: Tensor, thw: Sequence[int]) -> Tensor:

@@ -39,6 +39,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], algorithm)
 
 
+def call_linear(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)``, by ``linear`` where nothing but its weights decides what that is."""
+    if isinstance(module, nn.Linear) and untouched(module, nn.Linear):
+        return linear(x, module.weight, module.bias)
+    return module(x)
+
+
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """(..., dim_out) @ (dim_out, dim): what ``linear`` does to gradients."""
     if x.shape[:-1].numel() >= TRANSPOSE_TOKENS and _onednn_takes(x, weight):
