@@ -44,8 +44,8 @@ class HeadPool(nn.Module):
             lead, kernel, stride = (*lead, x.shape[1]), kernel[1:], stride[1:]
             x, weight = x.flatten(0, 1), weight.squeeze(2)
         heads = x.shape[-1] // weight.shape[0]
-        if heads > 1:
-            weight = torch.cat([weight] * heads)  # one operation, where repeat is five
+        if heads > 1:  # one copy, where repeat takes five operations
+            weight = weight.expand(heads, *weight.shape).flatten(0, 1)
         x = depthwise_conv(x, weight, stride)
         return x.unflatten(0, lead) if len(lead) > 1 else x
 
