@@ -49,12 +49,16 @@ def attend(
         cls_token: whether row 0 is a class token, which takes part without positions.
         add_q: whether to add q to the result (residual pooling), but for the class token's row.
         windows: sizes along each axis of the windows of q and of those of k and v; queries see the
-            keys of their own window, and zeros that fill the last ones take part as keys. Not with
-            a class token, which has no window.
+            keys of their own window, and zeros that fill the last ones take part as keys.
 
     Returns:
         (B, Nq, heads, head_dim).
+
+    Raises:
+        ValueError: windows with a class token.
     """
+    if windows and cls_token:
+        raise ValueError("windows must be None with cls_token=True: a class token has no window")
     axes = [axis for axis, table in enumerate(tables) if table is not None]
     seen_thw = windows[1] if windows else k_thw  # the keys that a query sees
     if observed():

@@ -18,9 +18,14 @@ def partition(x: Tensor, grid: Sequence[int], window: Sequence[int]) -> Tensor:
 
     ``grid`` and ``window`` have one size per axis; zeros fill the grid up at its far ends.
     """
+    return _partition(x.unflatten(1, tuple(grid)), window)
+
+
+def _partition(x: Tensor, window: Sequence[int]) -> Tensor:
+    """(B, *grid, heads, head_dim) -> (B * windows, cells of one, heads, head_dim)."""
+    grid = x.shape[1:-2]
     counts = _counts(grid, window)
     fill = [c * w - n for n, c, w in zip(grid, counts, window, strict=True)]
-    x = x.unflatten(1, tuple(grid))
     # Compiled for unknown sizes, one program serves with and without filling.
     if is_dynamic(*grid) or any(fill):
         x = F.pad(x, (0, 0, 0, 0, *(size for end in reversed(fill) for size in (0, end))))
@@ -70,6 +75,9 @@ class Layout:
         q_grid, q_window: one size per axis. Queries beyond the grid are never computed.
         k_grid, k_window: the same of keys, which have as many windows along each axis. Keys beyond
             the grid are zeros.
+
+    Raises:
+        ValueError: where queries and keys fall into different numbers of windows.
     """
 
     batch: int
@@ -78,6 +86,10 @@ class Layout:
     q_window: tuple[int, ...]
     k_grid: tuple[int, ...]
     k_window: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if _counts(self.q_grid, self.q_window) != _counts(self.k_grid, self.k_window):
+            raise ValueError(f"queries and keys must have equally many windows: {self}")
 
 
 @dataclass(frozen=True)
@@ -110,13 +122,7 @@ class Chunk:
 
     def of_keys(self, x: Tensor) -> Tensor:
         """(B, N, heads, d) -> its (windows, keys of one, heads, d), those beyond the grid zeros."""
-        x, counts, window = self._keys(x), self._counts(), self.layout.k_window
-        ends = [
-            count * size - n for n, count, size in zip(x.shape[1:], counts, window, strict=False)
-        ]
-        if any(ends):
-            x = F.pad(x, (0, 0, 0, 0, *(size for end in reversed(ends) for size in (0, end))))
-        return _merge(_windows_first(x, counts, window))
+        return _partition(self._keys(x), self.layout.k_window)
 
     def add_keys(self, x: Tensor, part: Tensor) -> None:
         """Adds to what ``of_keys`` would read, and drops what it would fill."""
@@ -127,7 +133,7 @@ class Chunk:
     def _queries(self, x: Tensor) -> Tensor:
         """-> (b, windows, ..., queries, ..., heads, d)."""
         x = x.unflatten(1, self.layout.q_grid)[(self.batch, *self.queries, self.heads)]
-        counts = self._counts()
+        counts = [windows.stop - windows.start for windows in self.windows]
         cells = [size // count for size, count in zip(x.shape[1:], counts, strict=False)]
         return _windows_first(x, counts, cells)
 
@@ -138,9 +144,6 @@ class Chunk:
             for windows, size in zip(self.windows, self.layout.k_window, strict=True)
         )
         return x.unflatten(1, self.layout.k_grid)[(self.batch, *cells, self.heads)]
-
-    def _counts(self) -> list[int]:
-        return [windows.stop - windows.start for windows in self.windows]
 
 
 def chunks(
@@ -153,7 +156,9 @@ def chunks(
     more than ``most`` logits; at least one row.
 
     Args:
+        limit, most: logits of a chunk.
         by_heads: whether heads may be parted too.
+        least: queries of a part of a window.
     """
     keys = prod(layout.k_window)
     kinds = (_kinds(n, w) for n, w in zip(layout.q_grid, layout.q_window, strict=True))

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from projects.benchmark.cases import Case, builders
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Seconds that all peers' steps take together from which on one warm-up does.
+LONG_ROUND = 10.0
 # Operators by kind of work, first match wins.
 KINDS = {
     "attention": r"scaled_dot_product|softmax|bmm|einsum|_Chunked",
@@ -70,12 +72,16 @@ def time_case(
     clip = case.input(args.device)
     models = {name: prepare(case, name, mode, args) for name in who}
     times: dict[str, list[float]] = {name: [] for name in who}
-    for repeat in range(-args.warmup, args.repeats):
+    repeat = -args.warmup
+    while repeat < args.repeats:
+        begun = time.perf_counter()
         for name, model in models.items():
             start = time.perf_counter()
             step(model, clip, mode, DTYPES[args.dtype])
             if repeat >= 0:
                 times[name].append(time.perf_counter() - start)
+        warm = time.perf_counter() - begun > LONG_ROUND
+        repeat = max(repeat + 1, 0) if warm else repeat + 1
     return times
 
 

@@ -153,3 +153,11 @@ def test_windows_equal_plain(
         strict=True,
     ):
         assert error(ours, reference) < 1e-10
+
+
+def test_windows_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="equally many windows"):
+        Layout(1, 1, (9,), (4,), (4,), (2,))
+    q = torch.zeros(1, 4, 1, 8)
+    with pytest.raises(ValueError, match="class token has no window"):
+        attend.attend(q, q, q, [None], (3,), (3,), True, windows=((2,), (2,)))

@@ -49,6 +49,21 @@ def test_who_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(builders(long)[0]) == ["ours", "PySlowFast"]
 
 
+@pytest.mark.parametrize(("limit", "steps"), [(1e9, 5), (0.0, 4)])
+def test_long_rounds_warm_up_once(
+    limit: float, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two warm-ups and three repeats of each peer, in turns; of a long round one warm-up."""
+    order: list[str] = []
+    monkeypatch.setattr(work, "LONG_ROUND", limit)
+    monkeypatch.setattr(work, "prepare", lambda case, name, mode, args: name)
+    monkeypatch.setattr(work, "step", lambda name, *_: order.append(name))
+    args = Namespace(**{**vars(ARGS), "repeats": 3, "warmup": 2})
+    times = work.time_case(TINY, ["a", "b"], "inference", args)
+    assert order == ["a", "b"] * steps
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
+
+
 @needs_pyslowfast
 def test_pyslowfast_is_the_same_model() -> None:
     """Same names and shapes, and with the same weights the same probabilities."""
