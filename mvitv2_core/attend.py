@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from .context import eager, observed
 from .linear import autocast, no_autocast
 from .rel_pos import key_cells, rel_pos_terms
-from .windows import Layout, chunks, partition, unpartition
+from .windows import Chunk, Layout, chunks, partition, unpartition
 
 # The flash and cuDNN kernels take heads of at most this many channels.
 MAX_HEAD_DIM = 256
@@ -206,9 +206,8 @@ class _Chunked(torch.autograd.Function):
             q_h, k_h, v_h = (x.transpose(1, 2) for x in parts)
             part = F.scaled_dot_product_attention(q_h, k_h, v_h, attn_mask=bias, scale=scale)
             part = part.transpose(1, 2)
-            if add_q:  # the class token's row gets none
-                skip = int(cls_token and chunk.queries[0].start == 0)
-                part[:, skip:] += q_[:, skip:]
+            if add_q:
+                _add_rows(part, q_, chunk, cls_token)
             chunk.put_queries(out, part)
         return out
 
@@ -224,8 +223,7 @@ class _Chunked(torch.autograd.Function):
         dk, dv = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k, v))
         dterms = [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in terms]
         scratch = _Scratch(q)
-        parts = chunks(layout, CHUNK_LOGITS // 4, True, BACKWARD_QUERIES, CHUNK_LOGITS)
-        for chunk in parts:
+        for chunk in _backward_chunks(layout):
             q_, g_ = (_by_head(chunk.of_queries(x)) for x in (q, grad))
             k_, v_ = (_by_head(chunk.of_keys(x)) for x in (k, v))
             k_ = k_ * scale
@@ -246,8 +244,7 @@ class _Chunked(torch.autograd.Function):
             narrow = dlogits.to(q.dtype)
             part = _by_token(_bmm(narrow, k_), shape)
             if add_q:
-                skip = int(cls_token and chunk.queries[0].start == 0)
-                part[:, skip:] += _by_token(g_, shape)[:, skip:]
+                _add_rows(part, _by_token(g_, shape), chunk, cls_token)
             chunk.put_queries(dq, part)
             chunk.add_keys(dk, _by_token(_bmm(narrow.transpose(1, 2), q_), shape) * scale)
             # Each term was added along the other axes: its gradient is the sum over them.
@@ -260,6 +257,17 @@ class _Chunked(torch.autograd.Function):
             for dterm in dterms:
                 dterm[:, 0] = 0
         return dq, dk.to(k.dtype), dv.to(v.dtype), *(None,) * 5, *dterms
+
+
+def _backward_chunks(layout: Layout) -> Iterator[Chunk]:
+    """Chunks of a quarter of the logits, heads apart; see ``BACKWARD_QUERIES``."""
+    return chunks(layout, CHUNK_LOGITS // 4, True, BACKWARD_QUERIES, CHUNK_LOGITS)
+
+
+def _add_rows(part: Tensor, x: Tensor, chunk: Chunk, cls_token: bool) -> None:
+    """``part += x`` for a chunk's (b, n, heads, d) rows, but for the class token's."""
+    first = int(cls_token and chunk.queries[0].start == 0)
+    part[:, first:] += x[:, first:]
 
 
 def _by_head(x: Tensor) -> Tensor:

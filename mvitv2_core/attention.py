@@ -78,7 +78,7 @@ class MultiScaleAttention(nn.Module):
         k_thw: Sequence[int],
         add_q: bool = False,
     ) -> Tensor:
-        """How pooled tokens attend: all to all. The seam that windows override.
+        """How pooled tokens attend: inside ``windows``, or all to all.
 
         Args:
             q: (B, Nq, heads, head_dim).
@@ -89,8 +89,13 @@ class MultiScaleAttention(nn.Module):
         Returns:
             (B, Nq, heads, head_dim).
         """
-        tables = self.rel_pos_tables()
-        return attend(q, k, v, tables, q_thw, k_thw, self.cls_token, add_q=add_q)
+        tables, windows = self.rel_pos_tables(), self.windows
+        return attend(q, k, v, tables, q_thw, k_thw, self.cls_token, add_q=add_q, windows=windows)
+
+    @property
+    def windows(self) -> tuple[Sequence[int], Sequence[int]] | None:
+        """Sizes of the windows of q and of kv, one per axis; None without. For classes with."""
+        return None
 
     def rel_pos_tables(self) -> list[Tensor | None]:
         """The position table of each axis, None where the axis has none."""

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from torch import Tensor
-
-from mvitv2_core.attend import attend
 from mvitv2_core.attention import MultiScaleAttention, NormLayer
 from mvitv2_core.config import MViTConfig
 from mvitv2_core.spec import BlockSpec, check_count
@@ -60,17 +57,7 @@ class WindowAttention(MultiScaleAttention):
         self.q_window = tuple(spec.window_size // s for s in spec.stride_q)
         self.kv_window = tuple(spec.window_size // s for s in spec.stride_kv)
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        q_thw: Sequence[int],
-        k_thw: Sequence[int],
-        add_q: bool = False,
-    ) -> Tensor:
-        """(B, Nq, heads, head_dim) queries -> the same shape, window by window."""
-        if not self.q_window[0]:
-            return super().attend(q, k, v, q_thw, k_thw, add_q)
-        windows = (self.q_window, self.kv_window)
-        return attend(q, k, v, self.rel_pos_tables(), q_thw, k_thw, add_q=add_q, windows=windows)
+    @property
+    def windows(self) -> tuple[Sequence[int], Sequence[int]] | None:
+        """Sizes of the windows of q and of kv; None in blocks that attend globally."""
+        return (self.q_window, self.kv_window) if self.q_window[0] else None

@@ -10,6 +10,7 @@ from torch import Tensor
 from mvitv2_core import MViTClassifier, MViTConfig, attend
 from mvitv2_core.config import stage_blocks
 from mvitv2_core.rel_pos import TensorCache, key_cells, rel_pos_index, rel_pos_terms
+from mvitv2_core.windows import Layout
 from tests.compare import error, randomize
 
 GRIDS = {
@@ -63,6 +64,24 @@ def test_paths_equal_plain(
         strict=True,
     ):
         assert error(ours, reference) < 1e-10 or reference.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("batch", [0, 1, 5])
+@pytest.mark.parametrize("queries", [1, 7, 1025, 3000])
+@pytest.mark.parametrize("heads", [1, 3, 8])
+@pytest.mark.parametrize("keys", [1, 49, 1088, 5000])
+def test_backward_chunks(
+    batch: int, queries: int, heads: int, keys: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cover every query of every head once, none holds more logits than it may."""
+    monkeypatch.setattr(attend, "CHUNK_LOGITS", 2**17)
+    count = torch.zeros(batch, queries, heads, 1, dtype=torch.int)
+    layout = Layout(batch, heads, (queries,), (queries,), (keys,), (keys,))
+    for chunk in attend._backward_chunks(layout):
+        part = chunk.of_queries(count)
+        assert 0 < part.numel() * keys <= attend.CHUNK_LOGITS
+        chunk.put_queries(count, part + 1)
+    assert (count == 1).all()
 
 
 def test_without_positions() -> None:

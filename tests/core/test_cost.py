@@ -96,9 +96,9 @@ def test_grids_and_logits_are_the_live_ones(name: str, monkeypatch: pytest.Monke
     seen: list[tuple] = []
     real = attention.attend
 
-    def spy(q, k, v, tables, q_thw, k_thw, cls_token, add_q):  # type: ignore[no-untyped-def]
+    def spy(q, k, v, tables, q_thw, k_thw, cls_token, **options):  # type: ignore[no-untyped-def]
         seen.append((tuple(q_thw), q.shape[1] * k.shape[1] * q.shape[2]))
-        return real(q, k, v, tables, q_thw, k_thw, cls_token, add_q=add_q)
+        return real(q, k, v, tables, q_thw, k_thw, cls_token, **options)
 
     monkeypatch.setattr(attention, "attend", spy)
     MViTClassifier(config).eval()(torch.zeros(1, 3, *size))

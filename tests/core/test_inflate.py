@@ -128,6 +128,7 @@ def test_class_token_key_is_the_only_difference(
         k_thw: tuple,
         cls: bool,
         add_q: bool,
+        windows: None,
     ) -> Tensor:
         # One more class-token key and value per further frame.
         copies = k_thw[0] - 1 if len(k_thw) == 3 else 0
