@@ -207,7 +207,7 @@ class _Chunked(torch.autograd.Function):
             part = F.scaled_dot_product_attention(q_h, k_h, v_h, attn_mask=bias, scale=scale)
             part = part.transpose(1, 2)
             if add_q:
-                _add_rows(part, q_, chunk, cls_token)
+                _add_residual(part, q_, chunk, cls_token)
             chunk.put_queries(out, part)
         return out
 
@@ -244,7 +244,7 @@ class _Chunked(torch.autograd.Function):
             narrow = dlogits.to(q.dtype)
             part = _by_token(_bmm(narrow, k_), shape)
             if add_q:
-                _add_rows(part, _by_token(g_, shape), chunk, cls_token)
+                _add_residual(part, _by_token(g_, shape), chunk, cls_token)
             chunk.put_queries(dq, part)
             chunk.add_keys(dk, _by_token(_bmm(narrow.transpose(1, 2), q_), shape) * scale)
             # Each term was added along the other axes: its gradient is the sum over them.
@@ -264,7 +264,7 @@ def _backward_chunks(layout: Layout) -> Iterator[Chunk]:
     return chunks(layout, CHUNK_LOGITS // 4, True, BACKWARD_QUERIES, CHUNK_LOGITS)
 
 
-def _add_rows(part: Tensor, x: Tensor, chunk: Chunk, cls_token: bool) -> None:
+def _add_residual(part: Tensor, x: Tensor, chunk: Chunk, cls_token: bool) -> None:
     """``part += x`` for a chunk's (b, n, heads, d) rows, but for the class token's."""
     first = int(cls_token and chunk.queries[0].start == 0)
     part[:, first:] += x[:, first:]
