@@ -1,22 +1,15 @@
-"""What an MViTv2 is, as plain data: one row per variant, one spec per block. Imports no torch."""
+"""What an MViTv2 is, as plain data: a row per variant, a spec per block. Imports no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from .spec import (
-    BlockSpec,
-    check_flag,
-    check_positive,
-    check_rate,
-    check_scale,
-    check_sizes,
-    is_whole,
-)
+from .checks import check_count, check_flag, check_positive, check_rate, check_scale, check_sizes
 
 AbsPos = Literal["none", "joint", "separate"]
-FLAGS = ("qkv_bias", "cls_token", "rel_pos_zero_init", "residual_pooling", "mean_pooling")
 
 
 class Variant(NamedTuple):
@@ -34,6 +27,182 @@ VARIANTS = {
     "L": Variant((2, 6, 36, 4), 144, 2),
     "H": Variant((4, 8, 60, 8), 192, 3),
 }
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """Shapes of one block.
+
+    Args:
+        dim: width of the tokens that come in.
+        dim_att: width of attention and of ``norm2``: ``dim_out`` where the width grows in
+            attention, ``dim`` where it grows in the MLP.
+        dim_out: width of the tokens that go out.
+        num_heads: attention heads; must divide ``dim_att``.
+        thw: nominal token grid at the block's input, one size per axis. It fixes the lengths of
+            the position tables; any other grid is accepted at run time.
+        stride_q, stride_kv: strides of the pools, one per axis.
+        kernel_q, kernel_kv: kernels of the pools, one per axis; None for no pool and no norm.
+        drop_path: probability of dropping a residual branch, per sample.
+        window_size: width of the windows that queries attend in, in tokens of the block's input;
+            0 attends globally (Hybrid window attention: paper, section 4.3).
+
+    Raises:
+        ValueError: sizes, ranks or widths that do not fit together.
+    """
+
+    dim: int
+    dim_att: int
+    dim_out: int
+    num_heads: int
+    thw: tuple[int, ...]
+    stride_q: tuple[int, ...]
+    stride_kv: tuple[int, ...]
+    kernel_q: tuple[int, ...] | None
+    kernel_kv: tuple[int, ...] | None
+    drop_path: float = 0.0
+    window_size: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "dim_att", "dim_out", "num_heads"):
+            check_positive(name, getattr(self, name))
+        check_sizes("thw", self.thw)
+        for name in ("stride_q", "stride_kv"):
+            check_sizes(name, getattr(self, name), len(self.thw))
+        for name, stride in (("q", self.stride_q), ("kv", self.stride_kv)):
+            kernel = getattr(self, f"kernel_{name}")
+            if kernel is not None:
+                check_sizes(f"kernel_{name}", kernel, len(self.thw))
+            elif max(stride) > 1:
+                raise ValueError(f"kernel_{name} must be given with stride_{name}={stride}")
+        if self.dim_att % self.num_heads:
+            raise ValueError(f"num_heads must divide dim_att={self.dim_att}, got {self.num_heads}")
+        if self.dim_att not in (self.dim, self.dim_out):
+            raise ValueError(
+                f"dim_att must be dim={self.dim} or dim_out={self.dim_out}, got {self.dim_att}"
+            )
+        # Pooled q meets the max-pooled shortcut (kernel stride + 1), and both must have one size.
+        if self.kernel_q is not None and not all(k % 2 for k in self.kernel_q):
+            raise ValueError(f"kernel_q must be odd on every axis, got {self.kernel_q}")
+        if not all(s == 1 or s % 2 == 0 for s in self.stride_q):
+            raise ValueError(f"stride_q must be 1 or even on every axis, got {self.stride_q}")
+        check_rate("drop_path", self.drop_path)
+        check_count("window_size", self.window_size)
+        # Or windows of q and of kv would not cover the same tokens, nor always be equally many.
+        if self.window_size and any(self.window_size % s for s in self.stride_q + self.stride_kv):
+            raise ValueError(
+                f"window_size must be a multiple of the block's strides, stride_q={self.stride_q} "
+                f"and stride_kv={self.stride_kv}, got {self.window_size}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim_att // self.num_heads
+
+    @property
+    def thw_out(self) -> tuple[int, ...]:
+        """Nominal grid after q pooling: divided with floor, as the official tables are."""
+        return tuple(max(n // s, 1) for n, s in zip(self.thw, self.stride_q, strict=True))
+
+    @property
+    def windows(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Sizes of the windows of pooled q and of pooled kv, one per axis; None without."""
+        if not self.window_size:
+            return None
+        q, kv = (tuple(self.window_size // s for s in t) for t in (self.stride_q, self.stride_kv))
+        return q, kv
+
+    def table_length(self, axis: int) -> int:
+        """Rows of the stored table of relative positions of ``axis``.
+
+        Spatial tables follow the larger of the pooled q and kv sizes; the temporal table (first
+        of three axes) has 2*T - 1 rows for the block's input T whatever its strides, as in
+        PySlowFast's attention.py, on which the published SSv2 L checkpoint depends.
+        """
+        size = self.thw[axis]
+        if len(self.thw) == 3 and axis == 0:
+            return 2 * size - 1
+        return 2 * max(size // self.stride_q[axis], size // self.stride_kv[axis], 1) - 1
+
+
+class BlockRow(NamedTuple):
+    """What one block adds to the model, as a config of any ecosystem says it; see ``BlockSpec``."""
+
+    dim_out: int
+    num_heads: int
+    stride_q: tuple[int, ...]
+    stride_kv: tuple[int, ...]
+    kernel_q: tuple[int, ...] | None
+    kernel_kv: tuple[int, ...] | None
+    window_size: int = 0
+
+
+def lay_out(
+    rows: Sequence[BlockRow],
+    embed_dim: int,
+    thw: tuple[int, ...],
+    drop_path_rate: float = 0.0,
+    dim_mul_in_att: bool = True,
+) -> tuple[BlockSpec, ...]:
+    """Blocks one after another: each takes the width and the grid that the one before gives.
+
+    Args:
+        rows: one per block.
+        embed_dim, thw: width and token grid of the patch embedding.
+        drop_path_rate: drop path of the last block; rises linearly from 0.
+        dim_mul_in_att: whether widths grow in attention, or in the MLP.
+    """
+    check_rate("drop_path_rate", drop_path_rate)
+    check_flag("dim_mul_in_att", dim_mul_in_att)
+    dim, specs = embed_dim, []
+    for index, row in enumerate(rows):
+        spec = BlockSpec(
+            dim=dim,
+            dim_att=row.dim_out if dim_mul_in_att else dim,
+            thw=thw,
+            drop_path=drop_path_rate * index / max(len(rows) - 1, 1),
+            **row._asdict(),
+        )
+        specs.append(spec)
+        dim, thw = spec.dim_out, spec.thw_out
+    return tuple(specs)
+
+
+def stage_rows(
+    depths: Sequence[int],
+    embed_dim: int,
+    num_heads: int,
+    stride_kv: tuple[int, ...],
+    kernel: tuple[int, ...] | None = None,
+    dim_mul_in_att: bool = True,
+) -> list[BlockRow]:
+    """The paper's stages (section 4, Table 1), image or video.
+
+    Heads double, and the spatial stride of q is 2, in the first block of each stage but the first.
+    The width doubles there too, or in the MLP of the block before; kv strides halve.
+
+    Args:
+        depths: blocks of each stage.
+        embed_dim, num_heads: of the first stage.
+        stride_kv: of the first stage, one per axis.
+        kernel: of all pools, one size per axis; 3 by default.
+        dim_mul_in_att: see ``lay_out``.
+    """
+    if not isinstance(depths, Sequence) or isinstance(depths, str) or not depths:
+        raise ValueError(f"depths must hold the blocks of each stage, got {depths!r}")
+    for name, size in (*(("depths", n) for n in depths), ("num_heads", num_heads)):
+        check_positive(name, size)
+    check_positive("embed_dim", embed_dim)
+    check_sizes("stride_kv", stride_kv)
+    rank, starts = len(stride_kv), {sum(depths[:stage]) for stage in range(1, len(depths))}
+    kernel, dim, rows = kernel or (3,) * rank, embed_dim, []
+    for index in range(sum(depths)):
+        step = (1, 2, 2)[-rank:] if index in starts else (1,) * rank
+        stride_kv = tuple(max(kv // q, 1) for kv, q in zip(stride_kv, step, strict=True))
+        num_heads *= 2 if index in starts else 1
+        dim *= 2 if (index if dim_mul_in_att else index + 1) in starts else 1
+        rows.append(BlockRow(dim, num_heads, step, stride_kv, kernel, kernel))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -92,69 +261,55 @@ class MViTConfig:
         blocks = self.blocks if isinstance(self.blocks, tuple) else ()
         if not blocks or not all(isinstance(block, BlockSpec) for block in blocks):
             raise ValueError(f"blocks must be a tuple of BlockSpecs, got {self.blocks!r}")
+        for index, (before, block) in enumerate(pairwise(blocks), 1):
+            if (before.dim_out, before.thw_out) != (block.dim, block.thw):
+                raise ValueError(
+                    f"blocks[{index}] must take what blocks[{index - 1}] gives, dim="
+                    f"{before.dim_out} and thw={before.thw_out}, got {block.dim} and {block.thw}"
+                )
         check_sizes("input_size", self.input_size)
         check_sizes("patch_kernel", self.patch_kernel)
-        check_sizes("patch_stride", self.patch_stride, len(self.patch_kernel))
-        padding = self.patch_padding
-        if (
-            not isinstance(padding, tuple)
-            or len(padding) != len(self.patch_kernel)
-            or not all(is_whole(n) and n >= 0 for n in padding)
+        patch_rank = len(self.patch_kernel)
+        check_sizes("patch_stride", self.patch_stride, patch_rank)
+        check_sizes("patch_padding", self.patch_padding, patch_rank, least=0)
+        for name, allowed in (
+            ("patch_kernel", (self.rank, self.rank - 1)),
+            ("input_size", (self.rank, patch_rank)),
         ):
-            raise ValueError(
-                f"patch_padding must hold {len(self.patch_kernel)} sizes >= 0, got "
-                f"{self.patch_padding}"
-            )
-        if self.rank - len(self.patch_kernel) not in (0, 1):
-            raise ValueError(
-                f"patch_kernel must have as many axes as the token grid ({self.rank}), or one "
-                f"fewer, got {self.patch_kernel}"
-            )
-        if len(self.input_size) not in (self.rank, len(self.patch_kernel)):
-            raise ValueError(f"input_size must have {self.rank} sizes, got {self.input_size}")
+            if len(getattr(self, name)) not in allowed:
+                raise ValueError(f"{name} must fit a grid of {self.rank} axes, got {self!r}")
         if not isinstance(self.rel_pos, tuple) or len(self.rel_pos) != self.rank:
             raise ValueError(f"rel_pos must hold {self.rank} flags, got {self.rel_pos!r}")
         for used in self.rel_pos:
             check_flag("rel_pos of each axis", used)
-        for name in FLAGS:
+        for name in ("qkv_bias", "rel_pos_zero_init", "residual_pooling", "mean_pooling"):
             check_flag(name, getattr(self, name))
-        if self.abs_pos_cls_row is not None:
-            check_flag("abs_pos_cls_row", self.abs_pos_cls_row)
-        if self.abs_pos_thw is not None and self.abs_pos != "none":
-            check_sizes("abs_pos_thw", self.abs_pos_thw, self.rank)
         for name in ("in_chans", "num_classes"):
             check_positive(name, getattr(self, name))
         for name in ("mlp_ratio", "head_init_scale"):
             check_scale(name, getattr(self, name))
-        narrowest = min(block.dim_att for block in self.blocks)
+        for name in ("dropout", "head_dropout"):
+            check_rate(name, getattr(self, name))
+        narrowest = min(block.dim_att for block in blocks)
         if int(narrowest * self.mlp_ratio) < 1:
-            raise ValueError(
-                f"mlp_ratio must leave a hidden width of at least 1 over {narrowest} channels, "
-                f"got {self.mlp_ratio}"
-            )
+            raise ValueError(f"mlp_ratio must leave a hidden width, got {self.mlp_ratio}")
+        self._check_abs_pos()
+
+    def _check_abs_pos(self) -> None:
+        check_flag("cls_token", self.cls_token)
         if self.abs_pos not in ("none", "joint", "separate"):
             raise ValueError(f"abs_pos must be none, joint or separate, got {self.abs_pos!r}")
         if self.abs_pos == "separate" and self.rank != 3:
             raise ValueError(f"abs_pos='separate' needs a (T, H, W) grid, got rank {self.rank}")
-        if self.cls_token and self.abs_pos_cls_row is False and self.abs_pos != "none":
-            raise ValueError("abs_pos_cls_row must not be False where cls_token is True")
-        if self.abs_pos == "separate" and self.abs_pos_cls_row and not self.cls_token:
-            raise ValueError(
-                "abs_pos_cls_row of separate tables needs cls_token=True: nothing uses it"
-            )
-        for name in ("dropout", "head_dropout"):
-            check_rate(name, getattr(self, name))
-        for index, (block, following) in enumerate(zip(self.blocks, self.blocks[1:], strict=False)):
-            if block.dim_out != following.dim or len(block.thw) != len(following.thw):
-                raise ValueError(
-                    f"blocks[{index + 1}] must take what blocks[{index}] gives: "
-                    f"dim {following.dim} after dim_out {block.dim_out}"
-                )
-            if block.thw_out != following.thw:
-                raise ValueError(
-                    f"blocks[{index + 1}] must have the thw that blocks[{index}] gives, "
-                    f"{block.thw_out}, got {following.thw}"
-                )
+        if self.abs_pos_thw is not None and self.abs_pos != "none":
+            check_sizes("abs_pos_thw", self.abs_pos_thw, self.rank)
+        if self.abs_pos_cls_row is None:
+            return
+        check_flag("abs_pos_cls_row", self.abs_pos_cls_row)
+        # Only a joint table may hold a row that no token uses.
+        odd = self.abs_pos_cls_row != self.cls_token
+        if odd and (self.abs_pos == "separate" or (self.cls_token and self.abs_pos == "joint")):
+            raise ValueError(f"abs_pos_cls_row must be cls_token={self.cls_token}, or None")
 
     @property
     def rank(self) -> int:
@@ -169,6 +324,11 @@ class MViTConfig:
     @property
     def embed_dim(self) -> int:
         return self.blocks[0].dim
+
+    @property
+    def has_cls_row(self) -> bool:
+        """Whether absolute positions have a row for a class token."""
+        return self.cls_token if self.abs_pos_cls_row is None else self.abs_pos_cls_row
 
     @property
     def stage_ends(self) -> tuple[int, ...]:
@@ -206,94 +366,29 @@ class MViTConfig:
             raise ValueError(f"name must be one of {', '.join(VARIANTS)}, got {name!r}")
         if not isinstance(input_size, tuple) or len(input_size) not in (2, 3):
             raise ValueError(f"input_size must be (H, W) or (T, H, W), got {input_size!r}")
-        row, rank = VARIANTS[name], len(input_size)
+        rank = len(input_size)
         check_sizes("input_size", input_size, rank)
-        least = (2, 4, 4)[-rank:]
-        if any(n < s for n, s in zip(input_size, least, strict=True)):
-            raise ValueError(
-                f"input_size must be at least the patch stride {least}, got {input_size}"
-            )
-        if kv_stride is not None:
-            check_positive("kv_stride", kv_stride)
-        check_rate("drop_path_rate", drop_path_rate)
-        check_flag("dim_mul_in_att", dim_mul_in_att)
+        stride = (2, 4, 4)[-rank:]
+        thw = tuple(n // s for n, s in zip(input_size, stride, strict=True))
+        if not all(thw):
+            raise ValueError(f"input_size must be at least {stride}, got {input_size}")
+        if kv_stride is None:
+            kv_stride = 8 if rank == 3 else 4
+        check_positive("kv_stride", kv_stride)
         unknown = sorted(set(overrides) - set(cls.__dataclass_fields__))
         if unknown:
             raise TypeError(f"{', '.join(unknown)}: no such field of MViTConfig")
-        clip = rank == 3
-        stride = (2, 4, 4)[-rank:]
+        stride_kv = (1, kv_stride, kv_stride)[-rank:]
+        check_flag("dim_mul_in_att", dim_mul_in_att)
+        rows = stage_rows(*VARIANTS[name], stride_kv, dim_mul_in_att=dim_mul_in_att)
+        embed_dim = VARIANTS[name].embed_dim
         config = cls(
-            blocks=stage_blocks(
-                depths=row.depths,
-                embed_dim=row.embed_dim,
-                num_heads=row.num_heads,
-                thw=tuple(n // s for n, s in zip(input_size, stride, strict=True)),
-                stride_kv=(1,) * (rank - 2) + ((kv_stride or (8 if clip else 4)),) * 2,
-                drop_path_rate=drop_path_rate,
-                dim_mul_in_att=dim_mul_in_att,
-            ),
-            input_size=tuple(input_size),
+            blocks=lay_out(rows, embed_dim, thw, drop_path_rate, dim_mul_in_att),
+            input_size=input_size,
             patch_kernel=(3, 7, 7)[-rank:],
             patch_stride=stride,
             patch_padding=(1, 3, 3)[-rank:],
             rel_pos=(True,) * rank,
-            cls_token=clip,
+            cls_token=rank == 3,
         )
         return replace(config, **overrides)  # type: ignore[arg-type]
-
-
-def stage_blocks(
-    depths: tuple[int, ...],
-    embed_dim: int,
-    num_heads: int,
-    thw: tuple[int, ...],
-    stride_kv: tuple[int, ...],
-    drop_path_rate: float = 0.0,
-    dim_mul_in_att: bool = True,
-) -> tuple[BlockSpec, ...]:
-    """Block specs of the paper's four-stage layout (section 4, Table 1).
-
-    Width and heads double, and spatial q stride is 2, in the first block of each stage but the
-    first; ``stride_kv`` starts there and is divided by the q stride of each block.
-
-    Args:
-        depths: blocks per stage.
-        embed_dim, num_heads: of the first stage.
-        thw: token grid of the first stage.
-        stride_kv: kv strides of the first stage, one per axis.
-        drop_path_rate: drop path of the last block.
-        dim_mul_in_att: whether the width grows in attention, or in the MLP of the block before.
-
-    Raises:
-        ValueError: a size is not positive or heads do not divide the width.
-    """
-    check_sizes("depths", depths, len(depths) if isinstance(depths, tuple) else 1)
-    check_sizes("thw", thw)
-    check_sizes("stride_kv", stride_kv, len(thw))
-    for name, value in (("embed_dim", embed_dim), ("num_heads", num_heads)):
-        check_positive(name, value)
-    check_rate("drop_path_rate", drop_path_rate)
-    check_flag("dim_mul_in_att", dim_mul_in_att)
-    rank, total = len(thw), sum(depths)
-    starts = {sum(depths[:stage]) for stage in range(1, len(depths))}
-    dim, specs = embed_dim, []
-    for i in range(total):
-        step = (1,) * (rank - 2) + (2, 2) if i in starts else (1,) * rank
-        stride_kv = tuple(max(kv // q, 1) for kv, q in zip(stride_kv, step, strict=True))
-        num_heads *= 2 if i in starts else 1
-        dim_out = dim * 2 if (i if dim_mul_in_att else i + 1) in starts else dim
-        spec = BlockSpec(
-            dim=dim,
-            dim_att=dim_out if dim_mul_in_att else dim,
-            dim_out=dim_out,
-            num_heads=num_heads,
-            thw=thw,
-            stride_q=step,
-            stride_kv=stride_kv,
-            kernel_q=(3,) * rank,
-            kernel_kv=(3,) * rank,
-            drop_path=drop_path_rate * i / max(total - 1, 1),
-        )
-        specs.append(spec)
-        dim, thw = dim_out, spec.thw_out
-    return tuple(specs)

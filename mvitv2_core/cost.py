@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from .config import MViTConfig
-from .spec import BlockSpec
+from .config import BlockSpec, MViTConfig
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,26 @@ def pooled_grid(
     )
 
 
+def attended(
+    spec: BlockSpec, q_thw: Sequence[int], k_thw: Sequence[int]
+) -> tuple[int, tuple[int, ...]]:
+    """How many queries attend on live pooled grids, and the grid of keys that each of them sees.
+
+    With windows, queries with those that fill the last windows, and one window of keys.
+    """
+    if spec.windows is None:
+        return prod(q_thw), tuple(k_thw)
+    q_window, k_window = spec.windows
+    return prod(-(-n // w) * w for n, w in zip(q_thw, q_window, strict=True)), k_window
+
+
 def block_cost(name: str, spec: BlockSpec, config: MViTConfig, thw: Sequence[int]) -> Cost:
     """The row of one block on the live grid ``thw`` of its input."""
     q_thw = pooled_grid(thw, spec.kernel_q, spec.stride_q)
     k_thw = pooled_grid(thw, spec.kernel_kv, spec.stride_kv)
     cls, width, hidden = int(config.cls_token), spec.dim_att, int(spec.dim_att * config.mlp_ratio)
     tokens, queries, keys = (prod(grid) + cls for grid in (thw, q_thw, k_thw))
-    rows, columns = spec.attended(q_thw, k_thw)
+    rows, columns = attended(spec, q_thw, k_thw)
     axes = sum(n for n, used in zip(columns, config.rel_pos, strict=True) if used)
     logits = (rows + cls) * (prod(columns) + cls)
     pools = [(q_thw, queries, spec.kernel_q, spec.stride_q)]
@@ -79,7 +91,7 @@ def block_cost(name: str, spec: BlockSpec, config: MViTConfig, thw: Sequence[int
         proj=width * (width + 1),
         mlp=hidden * (width + 1) + spec.dim_out * (hidden + 1),
         positions=sum(
-            spec.rel_pos_rows(axis) * spec.head_dim for axis, on in enumerate(config.rel_pos) if on
+            spec.table_length(axis) * spec.head_dim for axis, on in enumerate(config.rel_pos) if on
         ),
     )
     terms = Counter(
@@ -119,10 +131,9 @@ def trunk_cost(config: MViTConfig, input_size: Sequence[int] | None = None) -> l
     grid = conv_grid(sizes, kernel, config.patch_stride, config.patch_padding)
     thw = (1,) * (config.rank - len(grid)) + grid
     weights = dim * config.in_chans * prod(kernel)
-    row = config.cls_token if config.abs_pos_cls_row is None else config.abs_pos_cls_row
     nominal = config.abs_pos_thw or config.blocks[0].thw
     tables = {"none": 0, "joint": prod(nominal), "separate": nominal[0] + prod(nominal[1:])}
-    table = tables[config.abs_pos] + (row and config.abs_pos != "none")
+    table = tables[config.abs_pos] + (config.has_cls_row and config.abs_pos != "none")
     parameters = weights + dim * (1 + config.cls_token + table)
     rows = [Cost("patch_embed", sizes, thw, parameters, {"convolutions": prod(thw) * weights})]
     for index, spec in enumerate(config.blocks):

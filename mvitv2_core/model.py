@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 
@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import MultiScaleAttention, NormLayer
-from .block import MultiScaleBlock
+from . import ops
+from .attention import HeadPool, NormLayer
+from .block import ActLayer, MultiScaleBlock
+from .checks import check_flag
 from .config import MViTConfig
-from .conv import KINDS, call_convolution
-from .pool import HeadPool
-from .spec import check_flag
 
 Stage = tuple[Tensor, tuple[int, ...]]
 LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
@@ -33,7 +32,7 @@ class PatchEmbed(nn.Module):
             max(k - 2 * p, 1)
             for k, p in zip(config.patch_kernel, config.patch_padding, strict=True)
         )
-        self.proj = KINDS[self.patch_rank - 1](
+        self.proj = ops.CONVOLUTIONS[self.patch_rank - 1](
             config.in_chans,
             config.embed_dim,
             config.patch_kernel,  # type: ignore[arg-type]
@@ -58,7 +57,7 @@ class PatchEmbed(nn.Module):
                 f"{self.proj.kernel_size} and patch_padding={self.proj.padding}, got "
                 f"{tuple(x.shape)}"
             )
-        x = call_convolution(self.proj, x)
+        x = self.proj(x)
         thw = (1,) * (self.rank - self.patch_rank) + tuple(x.shape[2:])
         # (B, embed_dim, *grid) -> (B, N, embed_dim)
         return x.flatten(2).transpose(1, 2), thw
@@ -74,7 +73,6 @@ class MViT(nn.Module):
         norm_layer: makes a norm from its number of channels. Published image and video
             weights use LayerNorm with eps 1e-6, the default.
         act_layer: makes the MLP's activation.
-        attention: class of the blocks' attention.
         act_checkpoint: recompute each block in the backward pass instead of keeping its
             activations; results do not change.
 
@@ -92,8 +90,7 @@ class MViT(nn.Module):
         self,
         config: MViTConfig,
         norm_layer: NormLayer = LAYER_NORM,
-        act_layer: Callable[[], nn.Module] = nn.GELU,
-        attention: type[MultiScaleAttention] = MultiScaleAttention,
+        act_layer: ActLayer = nn.GELU,
         act_checkpoint: bool = False,
     ) -> None:
         super().__init__()
@@ -102,39 +99,33 @@ class MViT(nn.Module):
         for name, layer in (("norm_layer", norm_layer), ("act_layer", act_layer)):
             if not callable(layer) or isinstance(layer, nn.Module):
                 raise TypeError(f"{name} must be a class or function that makes one, got {layer!r}")
-        if not (isinstance(attention, type) and issubclass(attention, MultiScaleAttention)):
-            raise TypeError(f"attention must be a MultiScaleAttention class, got {attention!r}")
         check_flag("act_checkpoint", act_checkpoint)
         self.config, self.act_checkpoint = config, act_checkpoint
-        self.patch_embed = PatchEmbed(config)
-        dim = config.embed_dim
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.cls_token else None
         self.abs_pos_thw = config.abs_pos_thw or config.blocks[0].thw
-        row = config.abs_pos_cls_row
-        self.abs_pos_cls_row = config.cls_token if row is None else row
-        cells, cls_row = prod(self.abs_pos_thw), int(self.abs_pos_cls_row)
-        tables = {
-            "none": {},
-            "joint": {"pos_embed": cls_row + cells},
-            "separate": {
-                "pos_embed_spatial": prod(self.abs_pos_thw[1:]),
-                "pos_embed_temporal": self.abs_pos_thw[0],
-                **({"pos_embed_class": 1} if cls_row else {}),
-            },
-        }[config.abs_pos]
-        for name in ("pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class"):
-            rows = tables.get(name)
-            table = None if rows is None else nn.Parameter(torch.zeros(1, rows, dim))
-            self.register_parameter(name, table)
+        self.patch_embed = PatchEmbed(config)
         self.pos_drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
-            MultiScaleBlock(spec, config, norm_layer, act_layer, attention)
-            for spec in config.blocks
+            MultiScaleBlock(spec, config, norm_layer, act_layer) for spec in config.blocks
         )
-        for name in ("cls_token", *tables):
-            table = getattr(self, name)
-            if table is not None:
-                nn.init.trunc_normal_(table, std=0.02)
+        # Rows of each (1, rows, embed_dim) table; None for no such table.
+        rows = dict.fromkeys(
+            ("cls_token", "pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class")
+        )
+        if config.cls_token:
+            rows["cls_token"] = 1
+        if config.abs_pos == "joint":
+            rows["pos_embed"] = int(config.has_cls_row) + prod(self.abs_pos_thw)
+        if config.abs_pos == "separate":
+            rows["pos_embed_spatial"] = prod(self.abs_pos_thw[1:])
+            rows["pos_embed_temporal"] = self.abs_pos_thw[0]
+            rows["pos_embed_class"] = 1 if config.has_cls_row else None
+        for name, count in rows.items():
+            if count is None:
+                self.register_parameter(name, None)
+                continue
+            table = nn.Parameter(torch.zeros(1, count, config.embed_dim))
+            nn.init.trunc_normal_(table, std=0.02)
+            self.register_parameter(name, table)
 
     def init_weights(self, module: nn.Module) -> None:
         """Initial values of one module, for ``apply``: the image and video repositories' own.
@@ -142,7 +133,7 @@ class MViT(nn.Module):
         Weights truncated normal with std 0.02, every bias 0.02 (PySlowFast's
         video_model_builder.py, facebookresearch/mvit's mvit_model.py).
         """
-        if isinstance(module, (nn.Linear, HeadPool, *KINDS)):
+        if isinstance(module, (nn.Linear, HeadPool, *ops.CONVOLUTIONS)):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.constant_(module.bias, 0.02)
@@ -153,9 +144,13 @@ class MViT(nn.Module):
     def forward(self, x: Tensor) -> list[Stage]:
         """(B, C, *spatial) -> tokens (B, N, dim) and grid of each stage's last block."""
         x, thw = self.embed(x)
+        recompute = self.act_checkpoint and self.training and torch.is_grad_enabled()
         ends, stages = self.config.stage_ends, []
         for index, block in enumerate(self.blocks):
-            x, thw = self.run_block(block, x, thw)
+            if recompute:
+                x, thw = checkpoint(block, x, thw, use_reentrant=False)
+            else:
+                x, thw = block(x, thw)
             if index in ends:
                 stages.append((x, thw))
         return stages
@@ -170,18 +165,12 @@ class MViT(nn.Module):
             x = x + positions
         return self.pos_drop(x), thw
 
-    def run_block(self, block: nn.Module, x: Tensor, thw: Sequence[int]) -> Stage:
-        """One block, recomputed in the backward pass where ``act_checkpoint`` asks for it."""
-        if self.act_checkpoint and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, thw, use_reentrant=False)
-        return block(x, thw)
-
     def abs_pos(self, thw: Sequence[int]) -> Tensor | None:
         """Absolute positions for the live grid: (1, N, embed_dim), or None."""
         row: Tensor | None
         if self.pos_embed is not None:
-            cls_row = int(self.abs_pos_cls_row)
-            row, table = self.pos_embed[:, :cls_row], self.pos_embed[:, cls_row:]
+            first = int(self.config.has_cls_row)
+            row, table = self.pos_embed[:, :first], self.pos_embed[:, first:]
         elif self.pos_embed_spatial is not None:
             # (1, HW, C) and (1, T, C) -> (1, T * HW, C)
             table = self.pos_embed_spatial[:, None] + self.pos_embed_temporal[:, :, None]
@@ -223,7 +212,7 @@ class MViTClassifier(MViT):
         self,
         config: MViTConfig,
         norm_layer: NormLayer = LAYER_NORM,
-        act_layer: Callable[[], nn.Module] = nn.GELU,
+        act_layer: ActLayer = nn.GELU,
         act_checkpoint: bool = False,
     ) -> None:
         super().__init__(config, norm_layer, act_layer, act_checkpoint=act_checkpoint)
@@ -248,10 +237,7 @@ class MViTClassifier(MViT):
 
     def tokens(self, x: Tensor) -> Stage:
         """(B, C, *spatial) -> the last block's (B, N, dim) tokens, before the norm, and grid."""
-        x, thw = self.embed(x)
-        for block in self.blocks:
-            x, thw = self.run_block(block, x, thw)
-        return x, thw
+        return super().forward(x)[-1]
 
     def pool_tokens(self, x: Tensor) -> Tensor:
         """(B, N, dim) tokens -> (B, dim), normalised."""

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from mvitv2_core import MViT as Trunk
 from mvitv2_core import MViTConfig
-from mvitv2_core.spec import check_flag, check_positive, check_sizes, is_whole
+from mvitv2_core.checks import check_flag, check_positive, check_sizes, is_whole
+from mvitv2_core.config import lay_out
 
-from .attention import WindowAttention
 from .checkpoint import install
 from .config import backbone_kwargs
-from .stages import SCALES, as_tuple, check_ends, check_features, stage_blocks
+from .stages import SCALES, as_tuple, check_ends, check_features, layout_rows
 
 install()  # official image checkpoints as MODEL.WEIGHTS and train.init_checkpoint
 
@@ -114,20 +114,14 @@ class MViT(Trunk, Backbone):
             ("pretrain_use_cls_token", pretrain_use_cls_token),
         ):
             check_flag(name, flag)
+        thw = tuple(n // s for n, s in zip(size, stride, strict=True))
+        sizes = (kernel, adaptive_kv_stride, adaptive_window_size)
+        check_flag("dim_mul_in_att", dim_mul_in_att)
+        rows = layout_rows(ends, embed_dim, num_heads, *sizes, dim_mul_in_att)
+        blocks = lay_out(rows, embed_dim, thw, drop_path_rate, dim_mul_in_att)
         deepest = ends[int(features[-1].removeprefix("scale")) - 2]
         config = MViTConfig(
-            blocks=stage_blocks(
-                tuple(n // s for n, s in zip(size, stride, strict=True)),
-                embed_dim,
-                depth,
-                num_heads,
-                ends,
-                kernel,
-                adaptive_kv_stride,
-                adaptive_window_size,
-                drop_path_rate,
-                dim_mul_in_att,
-            )[: deepest + 1],
+            blocks=blocks[: deepest + 1],
             input_size=size,
             patch_kernel=patch,
             patch_stride=stride,
@@ -142,7 +136,7 @@ class MViT(Trunk, Backbone):
             rel_pos_zero_init=rel_pos_zero_init,
             residual_pooling=residual_pooling,
         )
-        super().__init__(config, norm_layer, act_layer, WindowAttention, use_act_checkpoint)
+        super().__init__(config, norm_layer, act_layer, use_act_checkpoint)
         names = [f"scale{2 + stage}" for stage in range(len(ends))]
         self._stage_names = names
         self._out_features = features

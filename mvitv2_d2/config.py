@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from mvitv2_core.config import VARIANTS
-from mvitv2_core.spec import (
+from mvitv2_core.checks import (
     check_count,
     check_flag,
     check_positive,
@@ -14,6 +13,7 @@ from mvitv2_core.spec import (
     check_scale,
     is_whole,
 )
+from mvitv2_core.config import VARIANTS
 
 
 def add_mvitv2_config(cfg: Any) -> None:

@@ -1,13 +1,12 @@
-"""Which block of the backbone does what: strides, widths and windows by block index."""
+"""Which block of the backbone does what, as detectron2's arguments say it."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
 
-from mvitv2_core.spec import check_count, check_flag, check_positive, check_rate, is_whole
-
-from .attention import WindowBlockSpec
+from mvitv2_core.checks import check_count, check_positive, is_whole
+from mvitv2_core.config import BlockRow, stage_rows
 
 SCALES = ("scale2", "scale3", "scale4", "scale5")
 
@@ -43,61 +42,35 @@ def check_features(out_features: Sequence[str], stages: int) -> tuple[str, ...]:
     return tuple(name for name in known if name in out_features)
 
 
-def stage_blocks(
-    hw: tuple[int, ...],
-    embed_dim: int,
-    depth: int,
-    num_heads: int,
+def layout_rows(
     ends: tuple[int, ...],
+    embed_dim: int,
+    num_heads: int,
     kernel: tuple[int, ...],
     kv_stride: int,
     window_size: int,
-    drop_path_rate: float,
     dim_mul_in_att: bool,
-) -> tuple[WindowBlockSpec, ...]:
-    """Block specs of detectron2's layout (its modeling/backbone/mvit.py), ValueErrors included.
+) -> list[BlockRow]:
+    """The paper's stages with what detectron2 adds (its modeling/backbone/mvit.py).
 
     Args:
-        hw: token grid of the first stage.
-        embed_dim, num_heads: of the first stage; double in each stage's first block.
-        depth: number of blocks.
         ends: index of each stage's last block.
+        embed_dim, num_heads: of the first stage.
         kernel: of the pools, one size per axis.
         kv_stride, window_size: of the first stage; halved from stage to stage.
-        drop_path_rate: drop path of the last block; rises linearly from 0.
-        dim_mul_in_att: whether the width grows in attention, or in the MLP of the block before.
+        dim_mul_in_att: whether widths grow in attention, or in the MLP of the block before.
     """
-    check_positive("num_heads", num_heads)
     check_positive("adaptive_kv_stride", kv_stride)
     check_count("adaptive_window_size", window_size)
-    check_rate("drop_path_rate", drop_path_rate)
-    check_flag("dim_mul_in_att", dim_mul_in_att)
-    dim, specs = embed_dim, []
-    for i in range(depth):
-        first = i - 1 in ends
-        if first:
-            num_heads *= 2
-            kv_stride = max(kv_stride // 2, 1)
+    depths = [end - before for before, end in itertools.pairwise((-1, *ends))]
+    stride_kv = (kv_stride, kv_stride)
+    rows = stage_rows(depths, embed_dim, num_heads, stride_kv, kernel, dim_mul_in_att)
+    for index, row in enumerate(rows):
         # Quirk: the last block of the second and of the third stage pools kv twice as much.
-        stride_kv = kv_stride * 2 if i in ends[1:3] else kv_stride
-        widens = first if dim_mul_in_att else i in ends[:-1]
-        dim_out = dim * 2 if widens else dim
-        spec = WindowBlockSpec(
-            dim=dim,
-            dim_att=dim_out if dim_mul_in_att else dim,
-            dim_out=dim_out,
-            num_heads=num_heads,
-            thw=hw,
-            stride_q=(2, 2) if first else (1, 1),
-            stride_kv=(stride_kv, stride_kv),
-            kernel_q=kernel,
-            kernel_kv=kernel,
-            drop_path=drop_path_rate * i / max(depth - 1, 1),
-            # Quirk: a stage's first block still has the previous stage's window, on its input.
-            window_size=0 if i in ends[1:] else window_size,
-        )
-        specs.append(spec)
-        dim, hw = spec.dim_out, spec.thw_out
-        if first:
+        if index in ends[1:3]:
+            row = row._replace(stride_kv=tuple(2 * stride for stride in row.stride_kv))
+        # Quirk: a stage's first block still has the previous stage's window, on its input.
+        rows[index] = row._replace(window_size=0 if index in ends[1:] else window_size)
+        if index - 1 in ends:
             window_size //= 2
-    return tuple(specs)
+    return rows

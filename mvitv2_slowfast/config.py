@@ -11,15 +11,8 @@ from typing import Any
 
 import torch
 
-from mvitv2_core.config import AbsPos, MViTConfig
-from mvitv2_core.spec import (
-    BlockSpec,
-    check_flag,
-    check_positive,
-    check_rate,
-    check_scale,
-    check_sizes,
-)
+from mvitv2_core.checks import check_flag, check_positive, check_rate, check_scale, check_sizes
+from mvitv2_core.config import AbsPos, BlockRow, MViTConfig, lay_out
 
 from .rows import read_multipliers, read_sizes, read_strides
 
@@ -118,7 +111,7 @@ def read_config(cfg: Any) -> MViTConfig:
     if mvit.USE_ABS_POS:
         abs_pos = "separate" if mvit.SEP_POS_EMBED else "joint"
     return MViTConfig(
-        blocks=_blocks(mvit, thw),
+        blocks=lay_out(_rows(mvit), mvit.EMBED_DIM, thw, mvit.DROPPATH_RATE, mvit.DIM_MUL_IN_ATT),
         input_size=input_size,
         patch_kernel=patch["patch_kernel"],
         patch_stride=patch["patch_stride"],
@@ -209,8 +202,8 @@ def _check_keys(cfg: Any) -> None:
             raise ValueError(f"{node}.{key} must be {allowed!r}, got {value!r}")
 
 
-def _blocks(mvit: Any, thw: tuple[int, ...]) -> tuple[BlockSpec, ...]:
-    """Block specs in upstream's order of operations: heads, then width, then strides."""
+def _rows(mvit: Any) -> list[BlockRow]:
+    """A row per block, in upstream's order of operations: heads, then width, then strides."""
     depth, in_att = mvit.DEPTH, mvit.DIM_MUL_IN_ATT
     # In attention the multiplier of block i acts in block i, else that of i + 1 in block i's MLP.
     dim_mul = read_multipliers(
@@ -226,29 +219,18 @@ def _blocks(mvit: Any, thw: tuple[int, ...]) -> tuple[BlockSpec, ...]:
         if not all(k % 2 for k in _kernel(mvit, stride) or ()):
             raise ValueError(f"MVIT.POOL_KVQ_KERNEL must be odd, got {mvit.POOL_KVQ_KERNEL}")
     strides_kv = _kv_strides(mvit, strides_q)
-    dim, num_heads, specs = mvit.EMBED_DIM, mvit.NUM_HEADS, []
+    dim, num_heads, rows = mvit.EMBED_DIM, mvit.NUM_HEADS, []
     for i in range(depth):
         num_heads = round_width(num_heads, head_mul.get(i, 1.0))
         step = i if in_att else i + 1
         # The heads are multiplied once more for the divisor: with DIM_MUL_IN_ATT that is one time
         # too many, and upstream's widths for odd multipliers depend on it.
         divisor = round_width(num_heads, head_mul.get(step, 1.0))
-        dim_out = round_width(dim, dim_mul.get(step, 1.0), divisor)
-        spec = BlockSpec(
-            dim=dim,
-            dim_att=dim_out if in_att else dim,
-            dim_out=dim_out,
-            num_heads=num_heads,
-            thw=thw,
-            stride_q=strides_q.get(i, (1, 1, 1)),
-            stride_kv=strides_kv.get(i, (1, 1, 1)),
-            kernel_q=_kernel(mvit, strides_q.get(i)),
-            kernel_kv=_kernel(mvit, strides_kv.get(i)),
-            drop_path=mvit.DROPPATH_RATE * i / max(depth - 1, 1),
-        )
-        specs.append(spec)
-        dim, thw = dim_out, spec.thw_out
-    return tuple(specs)
+        dim = round_width(dim, dim_mul.get(step, 1.0), divisor)
+        q, kv = strides_q.get(i), strides_kv.get(i)
+        kernels = _kernel(mvit, q), _kernel(mvit, kv)
+        rows.append(BlockRow(dim, num_heads, q or (1, 1, 1), kv or (1, 1, 1), *kernels))
+    return rows
 
 
 def _kv_strides(mvit: Any, strides_q: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:

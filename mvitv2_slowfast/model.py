@@ -31,13 +31,13 @@ class MViTv2(MViTClassifier):
 
     def __init__(self, cfg: Any) -> None:
         config = read_config(cfg)
-        self.spec = read_adapter(cfg, config.blocks[-1].dim_out)
-        super().__init__(config, act_checkpoint=self.spec.act_checkpoint)
+        self.adapter = read_adapter(cfg, config.blocks[-1].dim_out)
+        super().__init__(config, act_checkpoint=self.adapter.act_checkpoint)
         load_image_weights(self, cfg)
 
     def build_head(self) -> nn.Module:
         """PySlowFast's RoI head with ``DETECTION.ENABLE``, else core's."""
-        if self.spec.roi is None:
+        if self.adapter.roi is None:
             return super().build_head()
         try:
             from slowfast.models.head_helper import ResNetRoIHead
@@ -46,7 +46,7 @@ class MViTv2(MViTClassifier):
                 "DETECTION.ENABLE needs PySlowFast's RoI head: set PYSLOWFAST_ROOT to a checkout "
                 f"({error})"
             ) from error
-        return ResNetRoIHead(**self.spec.roi)
+        return ResNetRoIHead(**self.adapter.roi)
 
     def forward(  # type: ignore[override]
         self, x: Tensor | Sequence[Tensor], bboxes: Tensor | None = None
@@ -67,7 +67,7 @@ class MViTv2(MViTClassifier):
                 raise ValueError(f"x must be one clip or a list of one clip, got {len(x)} clips")
             x = x[0]
         tokens, thw = self.tokens(x)
-        if self.spec.roi is not None:
+        if self.adapter.roi is not None:
             tokens = self.norm(tokens)[:, int(self.config.cls_token) :]
             # (B, N, C) -> (B, C, T, H, W) -> (B, C, 1, H, W)
             grid = tokens.transpose(1, 2).unflatten(2, thw).mean(dim=2, keepdim=True)
@@ -77,9 +77,9 @@ class MViTv2(MViTClassifier):
 
     def _act(self, x: Tensor) -> Tensor:
         """(B, num_classes) logits -> what PySlowFast's meters average over views."""
-        if self.spec.act == "softmax":
+        if self.adapter.act == "softmax":
             return x.softmax(dim=1)
-        return x.sigmoid() if self.spec.act == "sigmoid" else x
+        return x.sigmoid() if self.adapter.act == "sigmoid" else x
 
     @torch.jit.ignore
     def no_weight_decay(self) -> list[str]:
@@ -88,7 +88,7 @@ class MViTv2(MViTClassifier):
         PySlowFast's optimizer matches them as substrings of parameter names; the list is
         upstream's, with ``rel_pos_hw`` (a table that no model has) left as it stands there.
         """
-        if not self.spec.zero_decay:
+        if not self.adapter.zero_decay:
             return []
         names = {
             "none": [],

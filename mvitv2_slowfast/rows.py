@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mvitv2_core.spec import check_sizes, is_whole
+from mvitv2_core.checks import check_sizes, is_whole
 
 
 def read_multipliers(name: str, rows: Any, blocks: range) -> dict[int, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mvitv2_core import attend, linear
+from tests.forms import forced
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Half of the draws are exact: there every path must agree to rounding of float64.
@@ -121,18 +121,8 @@ class Path:
     logits: int | None
     tokens: int | None
 
-    @contextlib.contextmanager
-    def forced(self) -> Iterator[None]:
-        choose = attend.choose_path
-        with pytest.MonkeyPatch.context() as patch:
-            if self.attention:
-                forced = self.attention
-                patch.setattr(attend, "choose_path", lambda *a: forced if a[2] else choose(*a))
-            if self.logits:
-                patch.setattr(attend, "CHUNK_LOGITS", self.logits)
-            if self.tokens:
-                patch.setattr(linear, "CHUNK_TOKENS", self.tokens)
-            yield
+    def forced(self) -> contextlib.AbstractContextManager:
+        return forced(self.logits, self.tokens, attention=self.attention)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import sys
 import torch
 from torch import Tensor
 
-from mvitv2_core.rel_pos import CACHE
+from mvitv2_core.fast.memory import CACHE
 from tests.compare import loss_of
 from tests.curves import detector
 

@@ -102,7 +102,7 @@ def pool(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
 
 
 def norm(module: nn.Module, x: Tensor) -> Tensor:
-    assert type(module) is nn.LayerNorm
+    assert isinstance(module, nn.LayerNorm)
     return F.layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
 
 

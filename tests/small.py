@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvitv2_core import MViTClassifier, MViTConfig
-from mvitv2_core.config import stage_blocks
+from mvitv2_core import BlockSpec, MViTClassifier, MViTConfig
+from mvitv2_core.config import lay_out, stage_rows
 from tests.compare import randomize
 
 # Nominal input size and what differs from the variant's defaults.
@@ -21,6 +21,20 @@ KINDS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 }
 
 
+def stage_blocks(
+    depths: tuple[int, ...],
+    embed_dim: int,
+    num_heads: int,
+    thw: tuple[int, ...],
+    stride_kv: tuple[int, ...],
+    drop_path_rate: float = 0.0,
+    dim_mul_in_att: bool = True,
+) -> tuple[BlockSpec, ...]:
+    """Blocks of the paper's stages, of any width."""
+    rows = stage_rows(depths, embed_dim, num_heads, stride_kv, dim_mul_in_att=dim_mul_in_att)
+    return lay_out(rows, embed_dim, thw, drop_path_rate, dim_mul_in_att)
+
+
 def small_model(
     kind: str, drop_path_rate: float = 0.0, act_checkpoint: bool = False, **overrides: Any
 ) -> nn.Module:
@@ -30,9 +44,8 @@ def small_model(
     dim_mul_in_att = options.pop("dim_mul_in_att", True)
     config = MViTConfig.variant("T", size, num_classes=5, **options)
     grid = tuple(n // s for n, s in zip(size, config.patch_stride, strict=True))
-    blocks = stage_blocks(
-        (1, 2), 16, 2, grid, (1, 4, 4)[-len(size) :], drop_path_rate, dim_mul_in_att
-    )
+    stride_kv = (1, 4, 4)[-len(size) :]
+    blocks = stage_blocks((1, 2), 16, 2, grid, stride_kv, drop_path_rate, dim_mul_in_att)
     model = MViTClassifier(replace(config, blocks=blocks), act_checkpoint=act_checkpoint)
     return randomize(model)
 

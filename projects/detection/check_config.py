@@ -164,7 +164,7 @@ def stage_rows(backbone: Any, hw: Sequence[int]) -> list[dict[str, Any]]:
                 "q stride": spread([spec.stride_q[0] for spec in specs]),
                 "kv stride": spread([spec.stride_kv[0] for spec in specs]),
                 "window (0: global)": spread([spec.window_size for spec in specs]),
-                "rel_pos rows": spread([spec.rel_pos_rows(0) for spec in specs])
+                "rel_pos rows": spread([spec.table_length(0) for spec in specs])
                 if any(config.rel_pos)
                 else "none",
                 "params (M)": sum(cost.parameters for cost in stage_costs) / 1e6,

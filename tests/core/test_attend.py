@@ -6,12 +6,16 @@ import threading
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
-from mvitv2_core import MViTClassifier, MViTConfig, attend
-from mvitv2_core.config import stage_blocks
-from mvitv2_core.rel_pos import TensorCache, key_cells, rel_pos_index, rel_pos_terms
-from mvitv2_core.windows import Layout
+from mvitv2_core import MViTClassifier, MViTConfig, ops
+from mvitv2_core.fast import attention_chunked
+from mvitv2_core.fast.attention_folded import HEAD_DIM_STEP, MAX_HEAD_DIM, key_cells
+from mvitv2_core.fast.memory import TensorCache
+from mvitv2_core.rel_pos import rel_pos_index, rel_pos_terms
 from tests.compare import error, randomize
+from tests.forms import attend_plain, forced
+from tests.small import stage_blocks
 
 GRIDS = {
     "image": ((6, 5), (3, 2), (True, True)),
@@ -47,22 +51,16 @@ def tensors(name: str, cls_token: bool, heads: int = 2) -> tuple[list[Tensor], l
 )
 @pytest.mark.parametrize("cls_token", [False, True])
 @pytest.mark.parametrize("name", GRIDS)
-def test_paths_equal_plain(
-    name: str, cls_token: bool, path: str, limit: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_forms_equal_plain(name: str, cls_token: bool, path: str, limit: int) -> None:
     """Values and gradients, with chunks of the whole batch, of parts of a sample, of one query."""
-    monkeypatch.setattr(attend, "CHUNK_LOGITS", limit)
-    monkeypatch.setattr(attend, "choose_path", lambda *_: path)
     leaves, rest = tensors(name, cls_token)
-    expected = attend.attend_plain(*leaves[:3], *rest)
-    got = attend.attend(*leaves[:3], *rest)
-    assert error(got, expected) < 1e-12
+    expected = attend_plain(*leaves[:3], *rest)
     weight = torch.randn(expected.shape, dtype=torch.float64)
-    for ours, reference in zip(
-        torch.autograd.grad(got, leaves, weight),
-        torch.autograd.grad(expected, leaves, weight),
-        strict=True,
-    ):
+    with forced(limit, attention=path):
+        got = ops.attention(*leaves[:3], *rest)
+        grads = torch.autograd.grad(got, leaves, weight)
+    assert error(got, expected) < 1e-12
+    for ours, reference in zip(grads, torch.autograd.grad(expected, leaves, weight), strict=True):
         assert error(ours, reference) < 1e-10 or reference.abs().max() < 1e-12
 
 
@@ -74,12 +72,13 @@ def test_backward_chunks(
     batch: int, queries: int, heads: int, keys: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They cover every query of every head once, none holds more logits than it may."""
-    monkeypatch.setattr(attend, "CHUNK_LOGITS", 2**17)
+    monkeypatch.setattr(attention_chunked, "CPU_LOGITS", 2**17)
     count = torch.zeros(batch, queries, heads, 1, dtype=torch.int)
-    layout = Layout(batch, heads, (queries,), (queries,), (keys,), (keys,))
-    for chunk in attend._backward_chunks(layout):
+    k = torch.empty(batch, keys, heads, 1)
+    plan = attention_chunked._Plan(count, k, ((0,), (queries,), (keys,), False, False, None))
+    for chunk in plan.backward_chunks():
         part = chunk.of_queries(count)
-        assert 0 < part.numel() * keys <= attend.CHUNK_LOGITS
+        assert 0 < part.numel() * keys <= 2**17
         chunk.put_queries(count, part + 1)
     assert (count == 1).all()
 
@@ -87,7 +86,7 @@ def test_backward_chunks(
 def test_without_positions() -> None:
     q, k, v = (torch.randn(2, n, 2, 4, dtype=torch.float64) for n in (6, 4, 4))
     rest = ([None, None], (3, 2), (2, 2))
-    assert error(attend.attend(q, k, v, *rest), attend.attend_plain(q, k, v, *rest)) < 1e-12
+    assert error(ops.attention(q, k, v, *rest), attend_plain(q, k, v, *rest)) < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -103,17 +102,25 @@ def test_without_positions() -> None:
         ("cuda", 72, 185, "chunked"),
     ],
 )
-def test_choice_of_path(device: str, head_dim: int, channels: int, path: str) -> None:
-    assert attend.choose_path(device, head_dim, channels) == path
+def test_choice_of_form(
+    device: str, head_dim: int, channels: int, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On tensors that are of a device in name only."""
+    monkeypatch.setattr(ops, "REFERENCE", False)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q = torch.empty(1, 4, 1, head_dim, device=device)
+        terms = [torch.empty(1, 4, 1, channels, device=device)] if channels else []
+        form = ops.choose("attention", q, q, q, terms, [0] * bool(channels), (4,), (channels,))
+    assert form.name == path
 
 
 @pytest.mark.parametrize(("head_dim", "grid"), itertools.product([72, 96], [(14, 14), (8, 7, 7)]))
 def test_folded_heads_suit_fused_kernels(head_dim: int, grid: tuple[int, ...]) -> None:
     """Flash, cuDNN and memory-efficient kernels want head sizes in steps of 8, up to 256."""
     like = torch.empty(0, head_dim)
-    cells = key_cells(grid, range(len(grid)), True, attend.HEAD_DIM_STEP, like)
+    cells = key_cells(grid, range(len(grid)), True, like)
     width = head_dim + cells.shape[1]
-    assert width % 8 == 0 and width <= attend.MAX_HEAD_DIM
+    assert width % HEAD_DIM_STEP == 0 and width <= MAX_HEAD_DIM
     assert cells[0].abs().sum() == 0  # the class token has no position
 
 
@@ -179,8 +186,8 @@ def test_no_queries_by_keys_tensor() -> None:
     k, v = (torch.randn(1, 48 * 48, 1, 8, requires_grad=True) for _ in range(2))
     tables = [torch.randn(191, 8, requires_grad=True) for _ in range(2)]
     with Watch():
-        attend.attend(q, k, v, tables, (96, 96), (48, 48)).sum().backward()
-    assert max(sizes) <= attend.CHUNK_LOGITS < q.shape[1] * k.shape[1]
+        ops.attention(q, k, v, tables, (96, 96), (48, 48)).sum().backward()
+    assert max(sizes) <= attention_chunked.CPU_LOGITS < q.shape[1] * k.shape[1]
 
 
 @pytest.mark.parametrize("cls_token", [False, True])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mvitv2_core import MViTClassifier, MViTConfig, cli
+from mvitv2_core import MViTClassifier, MViTConfig, cli, ops
 from mvitv2_core.cost import Cost, classifier_cost, trunk_cost
 from tests.core.test_inflate import small
 
@@ -90,17 +90,15 @@ def test_multiply_adds_are_fvcores(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["other size", "long clip", "sparse"])
 def test_grids_and_logits_are_the_live_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mvitv2_core import attention
-
     config, size = CASES[name]
     seen: list[tuple] = []
-    real = attention.attend
+    real = ops.attention
 
-    def spy(q, k, v, tables, q_thw, k_thw, cls_token, **options):  # type: ignore[no-untyped-def]
+    def spy(q, k, v, tables, q_thw, k_thw, **options):  # type: ignore[no-untyped-def]
         seen.append((tuple(q_thw), q.shape[1] * k.shape[1] * q.shape[2]))
-        return real(q, k, v, tables, q_thw, k_thw, cls_token, **options)
+        return real(q, k, v, tables, q_thw, k_thw, **options)
 
-    monkeypatch.setattr(attention, "attend", spy)
+    monkeypatch.setattr(ops, "attention", spy)
     MViTClassifier(config).eval()(torch.zeros(1, 3, *size))
     blocks = trunk_cost(config, size)[1:]
     assert [(row.thw_out, row.logits) for row in blocks] == seen

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from mvitv2_core import MViTClassifier, MViTConfig
-from mvitv2_core.spec import BlockSpec
+from mvitv2_core import BlockSpec, MViTClassifier, MViTConfig
 from tests import golden_data
 
 

@@ -13,12 +13,13 @@ from mvitv2_core import (
     inflate_state_dict,
     load_checkpoint,
 )
-from mvitv2_core.attend import attend_plain
 from mvitv2_core.checkpoint import convert_state_dict
-from mvitv2_core.config import VARIANTS, stage_blocks
+from mvitv2_core.config import VARIANTS
 from mvitv2_core.model import resample_abs_pos
 from mvitv2_core.rel_pos import resample_table
 from tests.compare import error, randomize
+from tests.forms import attend_plain
+from tests.small import stage_blocks
 
 SIDE = 64
 
@@ -126,18 +127,18 @@ def test_class_token_key_is_the_only_difference(
         tables: list,
         q_thw: tuple,
         k_thw: tuple,
-        cls: bool,
+        cls_token: bool,
         add_q: bool,
         windows: None,
     ) -> Tensor:
         # One more class-token key and value per further frame.
         copies = k_thw[0] - 1 if len(k_thw) == 3 else 0
         extra = k[:, :1].expand(-1, copies, -1, -1), v[:, :1].expand(-1, copies, -1, -1)
-        assert cls and add_q
+        assert cls_token and add_q
         out = attend_with_extra(q, k, v, tables, q_thw, k_thw, extra)
         return torch.cat([out[:, :1], out[:, 1:] + q[:, 1:]], dim=1)
 
-    monkeypatch.setattr("mvitv2_core.attention.attend", counted)
+    monkeypatch.setattr("mvitv2_core.ops.attention", counted)
     assert error(image(picture()), expected) < 1e-12
     assert error(clip(still(picture(), 8)), expected) < 1e-9
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mvitv2_core import rel_pos
+from mvitv2_core.fast import memory
 from tests.compare import error, loss_of
 from tests.small import KINDS, small_input, small_model
 
@@ -225,7 +225,7 @@ def test_training_after_other_modes(kind: str, mode: str, tally: Callable[..., N
     """What the first forward pass leaves behind serves training, whatever mode it ran in."""
     model, x = small_model(kind), small_input(kind)
     twin = fresh(model)
-    with patch.object(rel_pos, "CACHE", rel_pos.TensorCache()):
+    with patch.object(memory, "CACHE", memory.TensorCache()):
         if mode == "float64":
             torch.set_default_dtype(torch.float64)
         try:
@@ -241,7 +241,7 @@ def test_training_after_other_modes(kind: str, mode: str, tally: Callable[..., N
             torch.set_default_dtype(torch.float32)
         got = model(x)
         loss_of(got).backward()
-    with patch.object(rel_pos, "CACHE", rel_pos.TensorCache()):
+    with patch.object(memory, "CACHE", memory.TensorCache()):
         expected = twin(x)
         loss_of(expected).backward()
     assert torch.equal(got, expected)

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from mvitv2_core import MViTConfig, attend
-from mvitv2_core.block import MultiScaleBlock
-from mvitv2_core.mlp import Mlp
-from mvitv2_core.pool import HeadPool
-from mvitv2_core.spec import BlockSpec
+from mvitv2_core import BlockSpec, MViTConfig, ops
+from mvitv2_core.attention import HeadPool
+from mvitv2_core.block import Mlp, MultiScaleBlock
 from tests.compare import error, loss_of, randomize
+from tests.forms import attend_plain, forced
 from tests.small import KINDS, small_input, small_model
 
 FINITE = "autocast: finite where float32 is, in outputs and gradients"
@@ -94,13 +93,11 @@ def test_long_rows(
     path: str,
     scale: float,
     dtype: torch.dtype,
-    monkeypatch: pytest.MonkeyPatch,
     tally: Callable[..., None],
 ) -> None:
     """No less exact than the plain arithmetic under the same autocast, up to a factor of
     four (measured: 3.3 for one gradient of one case, below 3 for the rest);
     single weights of 1/20,480 are subnormal numbers in float16."""
-    monkeypatch.setattr(attend, "choose_path", lambda *_: path)
     leaves, q_thw, k_thw = long_rows(scale)
 
     def run(function: Callable[..., Tensor], to: torch.dtype, half: bool) -> list[Tensor]:
@@ -110,9 +107,10 @@ def test_long_rows(
         grads = torch.autograd.grad(loss_of(out.to(to).cpu()), parts)
         return [t.double() for t in (out.detach(), *grads)]
 
-    exact = run(attend.attend_plain, torch.float64, False)
-    plain = run(attend.attend_plain, torch.float32, True)
-    ours = run(attend.attend, torch.float32, True)
+    exact = run(attend_plain, torch.float64, False)
+    plain = run(attend_plain, torch.float32, True)
+    with forced(attention=path):
+        ours = run(ops.attention, torch.float32, True)
     for a, b, reference in zip(ours, plain, exact, strict=True):
         assert a.isfinite().all()
         if scale <= 3:  # at 10 logits reach thousands: rounding picks the one key that counts
@@ -140,17 +138,9 @@ def test_gradients_of_attention(
     cls_token: bool,
     path: str,
     limit: int,
-    monkeypatch: pytest.MonkeyPatch,
     tally: Callable[..., None],
 ) -> None:
     q_thw, k_thw, used = GRIDS[grid]
-    if not any(used):
-        path = "fused" if path == "chunked" else path
-        if path == "folded":
-            return  # nothing to fold
-    monkeypatch.setattr(attend, "CHUNK_LOGITS", limit)
-    monkeypatch.setattr(attend, "choose_path", lambda *_: path)
-    function = attend.attend_plain if path == "plain" else attend.attend
     draw = partial(torch.randn, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     queries, keys = math.prod(q_thw) + cls_token, math.prod(k_thw) + cls_token
     parts = [draw(2, n, 2, 3) for n in (queries, keys, keys)]
@@ -164,9 +154,10 @@ def test_gradients_of_attention(
     def call(*leaves: Tensor) -> Tensor:
         rest = iter(leaves[3:])
         filled = [next(rest) if use else None for use in used]
-        return function(*leaves[:3], filled, q_thw, k_thw, cls_token)
+        return ops.attention(*leaves[:3], filled, q_thw, k_thw, cls_token)
 
-    assert gradcheck(call, leaves)
+    with forced(limit, attention=path if any(used) or path == "plain" else "fused"):
+        assert gradcheck(call, leaves)
     tally(GRADIENTS)
 
 
@@ -201,7 +192,7 @@ def check_module(module: nn.Module, *args: object, fast: bool = False) -> None:
 def test_gradients_of_the_mlp(
     act: type[nn.Module], chunk: int, monkeypatch: pytest.MonkeyPatch, tally: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr("mvitv2_core.linear.CHUNK_TOKENS", chunk)
+    monkeypatch.setattr("mvitv2_core.fast.mlp_recompute.CHUNK_TOKENS", chunk)
     mlp = randomize(Mlp(3, 5, 4, act, 0.0).double())
     check_module(mlp, torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True))
     tally(GRADIENTS)

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mvitv2_core import linear
-from mvitv2_core.mlp import Mlp
-from mvitv2_core.pool import HeadPool, _frames
+from mvitv2_core.attention import HeadPool
+from mvitv2_core.block import Mlp
+from mvitv2_core.fast import mlp_recompute
+from mvitv2_core.fast.pool_frames import tied_frames
 from tests.compare import error, gradient_error
 
 
@@ -71,7 +72,7 @@ def test_frames_sum_to_the_convolution(size: int, kernel: int, stride: int) -> N
     weights = torch.arange(1.0, kernel + 1) ** 2
     expected = F.conv1d(line[None, None], weights[None, None], None, stride, kernel // 2)[0, 0]
     out = torch.full_like(expected, float("nan"))
-    for order, (tap, inputs, outputs) in enumerate(_frames(size, kernel, stride)):
+    for order, (tap, inputs, outputs) in enumerate(tied_frames(size, kernel, stride)):
         part = weights[tap] * line[inputs]
         if order == 0:
             out[outputs] = part
@@ -82,7 +83,7 @@ def test_frames_sum_to_the_convolution(size: int, kernel: int, stride: int) -> N
 
 @pytest.mark.parametrize("chunk", [1, 5, 4096])
 def test_mlp_in_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(mlp_recompute, "CHUNK_TOKENS", chunk)
     ours = Mlp(6, 24, 9, nn.GELU, 0.0).double()
     reference = nn.Sequential()
     reference.add_module("fc1", nn.Linear(6, 24))

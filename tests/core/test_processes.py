@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from mvitv2_core import rel_pos
+from mvitv2_core.fast import memory
 from tests.compare import error, loss_of
 from tests.small import KINDS, small_input, small_model
 
@@ -28,7 +28,7 @@ def outputs_and_gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [output.detach(), *torch.autograd.grad(loss_of(output), list(model.parameters()))]
 
 
-@pytest.mark.parametrize("limit", [rel_pos.CACHE_BYTES, 4096, 0])
+@pytest.mark.parametrize("limit", [memory.LIMIT, 4096, 0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads(kind: str, limit: int, tally: Callable[..., None]) -> None:
     """Four threads, each with sizes of its own, on one model; also while the cache overflows."""
@@ -44,7 +44,7 @@ def test_threads(kind: str, limit: int, tally: Callable[..., None]) -> None:
         order = [(index + i) % 4 for i in range(8)]
         return [outputs_and_gradients(model, inputs[i]) for i in order]
 
-    with patch.object(rel_pos, "CACHE", rel_pos.TensorCache(limit)), ThreadPoolExecutor(4) as pool:
+    with patch.object(memory, "CACHE", memory.TensorCache(limit)), ThreadPoolExecutor(4) as pool:
         for index, results in enumerate(pool.map(work, range(4))):
             for i, got in enumerate(results):
                 wanted = expected[(index + i) % 4]
@@ -77,7 +77,7 @@ def test_threads_under_other_modes(kind: str, tally: Callable[..., None]) -> Non
         torch.set_num_threads(1)
         return [run(mode) for _ in range(8)]
 
-    with patch.object(rel_pos, "CACHE", rel_pos.TensorCache()), ThreadPoolExecutor(4) as pool:
+    with patch.object(memory, "CACHE", memory.TensorCache()), ThreadPoolExecutor(4) as pool:
         for results, wanted in zip(pool.map(work, modes), expected, strict=True):
             for got in results:
                 assert error(got.float(), wanted.float()) < 1e-5
@@ -135,7 +135,7 @@ def test_fork_while_another_thread_holds_the_cache(tally: Callable[..., None]) -
             queue.put(model(x).tolist())
 
     process = context.Process(target=child, daemon=True)
-    with rel_pos.CACHE._lock:
+    with memory.CACHE._lock:
         process.start()
         process.join(60)
     if process.is_alive():

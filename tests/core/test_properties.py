@@ -10,11 +10,10 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from mvitv2_core import BlockSpec, MViTClassifier, MViTConfig, attend
-from mvitv2_core.block import MultiScaleBlock
-from mvitv2_core.mlp import Mlp
+from mvitv2_core import BlockSpec, MViTClassifier, MViTConfig, ops
+from mvitv2_core.attention import HeadPool
+from mvitv2_core.block import Mlp, MultiScaleBlock
 from mvitv2_core.model import LAYER_NORM
-from mvitv2_core.pool import HeadPool
 from tests import plain
 from tests.compare import randomize
 from tests.draws import (
@@ -27,6 +26,7 @@ from tests.draws import (
     input_sizes,
     normal,
 )
+from tests.forms import attend_plain
 
 CLAIM = "inputs drawn, core"
 Tally = Callable[..., None]
@@ -72,7 +72,7 @@ def test_attend(count: int, tally: Tally) -> None:
             case,
             Tables(rows, head_dim, case.seed),
             qkv,
-            lambda model, q, k, v: [attend.attend(q, k, v, model.tables(), *rest)],
+            lambda model, q, k, v: [ops.attention(q, k, v, model.tables(), *rest)],
             lambda model, q, k, v: [plain.attention(q, k, v, model.tables(), *rest)],
         )
         assert out.shape == (batch, sizes[0], heads, head_dim)
@@ -83,7 +83,7 @@ def test_attend(count: int, tally: Tally) -> None:
 
 @examples(50, 500)
 def test_plain_attend(count: int, tally: Tally) -> None:
-    """``attend_plain``, which tracers see, is the plain arithmetic too."""
+    """``plain.attention``, which tracers see, is the plain arithmetic too."""
 
     @drawn(count, cases, batches, grids(2), grids(2), st.booleans())
     def check(case: Case, batch: int, q_thw: tuple, k_thw: tuple, cls_token: bool) -> None:
@@ -93,7 +93,7 @@ def test_plain_attend(count: int, tally: Tally) -> None:
             case,
             Tables((7, None), 6, case.seed),
             [normal((batch, size, 2, 6), case.seed + i) for i, size in enumerate(sizes)],
-            lambda model, q, k, v: [attend.attend_plain(q, k, v, model.tables(), *rest)],
+            lambda model, q, k, v: [attend_plain(q, k, v, model.tables(), *rest)],
             lambda model, q, k, v: [plain.attention(q, k, v, model.tables(), *rest)],
         )
         tally(CLAIM)

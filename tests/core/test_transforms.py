@@ -20,8 +20,10 @@ from torch.func import (
     vmap,
 )
 
-from mvitv2_core import rel_pos
+from mvitv2_core import ops
+from mvitv2_core.fast import memory
 from tests.compare import error, loss_of
+from tests.forms import forced
 from tests.small import KINDS, small_input, small_model
 
 CLAIM = "torch.func and forward-mode gradients: equal to plain autograd"
@@ -127,7 +129,7 @@ def test_jacobian_and_hessian_vector_product(kind: str, tally: Callable[..., Non
 def test_functionalize_leaves_no_trace(kind: str, tally: Callable[..., None]) -> None:
     """A cached tensor made inside a transform belongs to it, and broke every later call."""
     model, x = small_model(kind), small_input(kind)
-    with patch.object(rel_pos, "CACHE", rel_pos.TensorCache()):
+    with patch.object(memory, "CACHE", memory.TensorCache()):
         got = functionalize(model)(x)
         after = model(x)
     assert error(got, after) < 1e-5
@@ -135,9 +137,20 @@ def test_functionalize_leaves_no_trace(kind: str, tally: Callable[..., None]) ->
     tally(CLAIM)
 
 
-def test_second_backward_pass_is_refused() -> None:
-    """Not silently wrong: the memory-saving kernels say that they can be differentiated once."""
-    model, x = small_model("image"), small_input("image").requires_grad_()
-    (gradient,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.square().sum().backward()
+@pytest.mark.parametrize("form", ["folded", "chunked"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_second_derivatives(kind: str, form: str, tally: Callable[..., None]) -> None:
+    """Of memory-saving forms too: a penalty on gradients equals that of the definitions."""
+    model, found = small_model(kind).double(), []
+    for reference in (True, False):
+        x = small_input(kind, dtype=torch.float64).requires_grad_()
+        with forced(attention=form), patch.object(ops, "REFERENCE", reference):
+            (gradient,) = torch.autograd.grad(loss_of(model(x)), x, create_graph=True)
+            leaves = [x, *model.parameters()]
+            penalty = gradient.square().sum()
+            found.append(torch.autograd.grad(penalty, leaves, allow_unused=True))
+    scale = max(g.abs().max() for g in found[0] if g is not None)
+    for expected, got in zip(*found, strict=True):
+        assert (expected is None) == (got is None)
+        assert expected is None or (got - expected).abs().max() < 1e-8 * scale
+    tally(CLAIM)

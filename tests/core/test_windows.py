@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mvitv2_core import attend
-from mvitv2_core.windows import Layout, chunks, partition, unpartition
+from mvitv2_core import ops
+from mvitv2_core.fast.window_chunks import Layout, window_chunks
+from mvitv2_core.plain import partition, unpartition
 from tests.compare import error
+from tests.forms import attend_plain, forced
 
 # Grids of one to three axes and windows that fit, that are cut at the ends, that exceed the grid.
 LAYOUTS = [
@@ -62,7 +64,7 @@ def test_chunks(
     seen = torch.zeros_like(own)
     gathered = torch.zeros(k.shape, dtype=torch.long)
     most = 2**15
-    for chunk in chunks(layout, limit, by_heads, least=64, most=most):
+    for chunk in window_chunks(layout, limit, by_heads, least=64, most=most):
         queries, its_keys = chunk.of_queries(own), chunk.of_keys(k)
         assert queries.shape[0] == its_keys.shape[0] and its_keys.shape[1] == keys
         assert (queries == its_keys[:, :1]).all()
@@ -82,9 +84,11 @@ def test_chunks(
 def test_few_queries_with_many_keys_stay_together() -> None:
     """``least`` queries at a time, as long as ``most`` logits hold them."""
     layout = Layout(1, 2, (3000,), (3000,), (1088,), (1088,))
-    sizes = [c.of_queries(torch.empty(1, 3000, 2, 1)).shape[1:3] for c in chunks(layout, 2**13)]
+    sizes = [
+        c.of_queries(torch.empty(1, 3000, 2, 1)).shape[1:3] for c in window_chunks(layout, 2**13)
+    ]
     assert {rows for rows, _ in sizes} <= {1, 2, 3} and {heads for _, heads in sizes} == {2}
-    parts = list(chunks(layout, 2**13, True, least=1000, most=2**21))
+    parts = list(window_chunks(layout, 2**13, True, least=1000, most=2**21))
     sizes = [c.of_queries(torch.empty(1, 3000, 2, 1)).shape[1:3] for c in parts]
     assert sizes == [(1000, 1)] * 6
 
@@ -119,16 +123,13 @@ WINDOWED = {
 
 
 @pytest.mark.parametrize(
-    ("path", "limit"), [("folded", 0), ("chunked", 2**21), ("chunked", 300), ("chunked", 1)]
+    ("path", "limit"),
+    [("plain", 0), ("folded", 0), ("chunked", 2**21), ("chunked", 300), ("chunked", 1)],
 )
 @pytest.mark.parametrize("add_q", [False, True])
 @pytest.mark.parametrize("name", WINDOWED)
-def test_windows_equal_plain(
-    name: str, add_q: bool, path: str, limit: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_windows_equal_plain(name: str, add_q: bool, path: str, limit: int) -> None:
     """Values and gradients, whether windows are parted by copies or chunk by chunk."""
-    monkeypatch.setattr(attend, "CHUNK_LOGITS", limit)
-    monkeypatch.setattr(attend, "choose_path", lambda *_: path)
     q_thw, k_thw, *windows = WINDOWED[name]
     generator = torch.Generator().manual_seed(0)
 
@@ -137,27 +138,37 @@ def test_windows_equal_plain(
 
     q, k, v = (draw(2, prod(thw), 3, 4) for thw in (q_thw, k_thw, k_thw))
     tables = [draw(2 * max(a, b), 4) for a, b in zip(*windows, strict=True)]
-    got = attend.attend(q, k, v, tables, q_thw, k_thw, add_q=add_q, windows=tuple(windows))
+    with forced(limit, attention=path):
+        got = ops.attention(q, k, v, tables, q_thw, k_thw, add_q=add_q, windows=tuple(windows))
     parts = [
         partition(x, thw, window)
         for x, thw, window in ((q, q_thw, windows[0]), *((x, k_thw, windows[1]) for x in (k, v)))
     ]
-    out = attend.attend_plain(*parts, tables, *windows)
+    out = attend_plain(*parts, tables, *windows)
     expected = unpartition(out, 2, q_thw, windows[0]) + (q if add_q else 0)
     assert error(got, expected) < 1e-12
     weight = torch.randn(expected.shape, dtype=torch.float64)
     leaves = [q, k, v, *tables]
     for ours, reference in zip(
-        torch.autograd.grad(got, leaves, weight),
+        chunked_grad(got, leaves, weight, limit),
         torch.autograd.grad(expected, leaves, weight),
         strict=True,
     ):
         assert error(ours, reference) < 1e-10
 
 
+def chunked_grad(
+    out: Tensor, leaves: list[Tensor], weight: Tensor, limit: int
+) -> tuple[Tensor, ...]:
+    with forced(limit):
+        return torch.autograd.grad(out, leaves, weight)
+
+
 def test_windows_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="equally many windows"):
         Layout(1, 1, (9,), (4,), (4,), (2,))
     q = torch.zeros(1, 4, 1, 8)
-    with pytest.raises(ValueError, match="class token has no window"):
-        attend.attend(q, q, q, [None], (3,), (3,), True, windows=((2,), (2,)))
+    with pytest.raises(ValueError, match="windows must be None with cls_token"):
+        ops.attention(q, q, q, [None], (3,), (3,), True, windows=((2,), (2,)))
+    with pytest.raises(ValueError, match="equally many"):
+        ops.attention(q, q, q, [None], (4,), (4,), windows=((2,), (4,)))

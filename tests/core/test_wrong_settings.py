@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mvitv2_core import BlockSpec, MViT, MViTClassifier, MViTConfig
-from mvitv2_core.config import stage_blocks
+from mvitv2_core.config import lay_out, stage_rows
 from tests.wrong import FLAG, MAKER, NAN, POSITIVE, RATE, SCALE, refused, sizes, table
 
 Tally = Callable[..., None]
@@ -28,6 +28,7 @@ def test_the_right_settings_are_right() -> None:
         **dict.fromkeys(("dim", "dim_att", "dim_out", "num_heads"), POSITIVE),
         **{name: sizes(2) for name in ("thw", "stride_q", "stride_kv", "kernel_q", "kernel_kv")},
         "drop_path": RATE,
+        "window_size": [-8, 1.5, 16.0, "16", None, True, NAN, 3, 5],
     }
 )
 def test_block_spec(key: str, value: Any, tally: Tally) -> None:
@@ -118,13 +119,19 @@ def test_variant(key: str, value: Any, tally: Tally) -> None:
     {
         "depths": [(), (0, 1), (1, -1), (1.5,), ("1",), 3, None],
         **dict.fromkeys(("embed_dim", "num_heads"), POSITIVE),
-        **{name: sizes(2) for name in ("thw", "stride_kv")},
+        "stride_kv": [value for value in sizes(2) if value not in ((4,), (4, 4, 4))],
     }
 )
-def test_stage_blocks(key: str, value: Any, tally: Tally) -> None:
-    arguments = {"depths": (1, 1), "embed_dim": 8, "num_heads": 1, "thw": (4, 4)}
-    arguments |= {"stride_kv": (2, 2), key: value}
-    refused(lambda: stage_blocks(**arguments), key, tally)
+def test_stage_rows(key: str, value: Any, tally: Tally) -> None:
+    arguments = {"depths": (1, 1), "embed_dim": 8, "num_heads": 1, "stride_kv": (2, 2), key: value}
+    refused(lambda: stage_rows(**arguments), key, tally)
+
+
+@table({"thw": sizes(2), "drop_path_rate": RATE, "dim_mul_in_att": FLAG})
+def test_lay_out(key: str, value: Any, tally: Tally) -> None:
+    rows = stage_rows((1, 1), 8, 1, (2, 2))
+    arguments = {"rows": rows, "embed_dim": 8, "thw": (4, 4), key: value}
+    refused(lambda: lay_out(**arguments), key, tally)
 
 
 @pytest.mark.parametrize("model", [MViT, MViTClassifier])
@@ -138,8 +145,3 @@ def test_stage_blocks(key: str, value: Any, tally: Tally) -> None:
 )
 def test_model(model: type, key: str, value: Any, tally: Tally) -> None:
     refused(lambda: model(**{"config": CONFIG, key: value}), key, tally)
-
-
-@table({"attention": [None, "windows", torch.nn.Linear]})
-def test_attention_class(key: str, value: Any, tally: Tally) -> None:
-    refused(lambda: MViT(CONFIG, attention=value), key, tally)

@@ -12,9 +12,9 @@ from torch import nn
 
 from mvitv2_core import MViTClassifier, MViTConfig
 from mvitv2_core.checkpoint import CheckpointError, convert_state_dict
-from mvitv2_core.config import stage_blocks
 from mvitv2_core.rel_pos import resample_table
 from tests.compare import randomize
+from tests.small import stage_blocks
 
 pytest.importorskip("detectron2", reason="install detectron2 to run: make setup")
 from detectron2.checkpoint import DetectionCheckpointer

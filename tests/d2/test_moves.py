@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.compare import error, loss_of, randomize
+from tests.forms import attend_plain
 
 pytest.importorskip("detectron2", reason="install detectron2 to run: make setup")
 
-from mvitv2_core.attend import attend_plain
+from mvitv2_core import ops
 from mvitv2_d2 import MViT
 
 SMALL: dict[str, Any] = {
@@ -145,7 +146,8 @@ def test_filling_takes_part_in_the_softmax(hw: tuple[int, int], tally: Callable[
     """Each query against plain arithmetic over its window, whose filling are keys and values of
     zero: they weigh in, unmasked."""
     attention = build().double().blocks[0].attn
-    (height, width), stride = hw, attention.q_window[0] // attention.kv_window[0]
+    q_window, kv_window = attention.windows
+    (height, width), stride = hw, q_window[0] // kv_window[0]
     k_hw = (-(-height // stride), -(-width // stride))
     generator = torch.Generator().manual_seed(0)
     heads, dim = attention.num_heads, attention.head_dim
@@ -154,8 +156,9 @@ def test_filling_takes_part_in_the_softmax(hw: tuple[int, int], tally: Callable[
         return torch.randn(1, *grid, heads, dim, generator=generator, dtype=torch.float64)
 
     q, k, v = draw(hw), draw(k_hw), draw(k_hw)
-    got = attention.attend(*(x.flatten(1, 2) for x in (q, k, v)), hw, k_hw).unflatten(1, hw)
-    size, k_size = attention.q_window[0], attention.kv_window[0]
+    tables, flat = [attention.rel_pos_h, attention.rel_pos_w], (x.flatten(1, 2) for x in (q, k, v))
+    got = ops.attention(*flat, tables, hw, k_hw, windows=attention.windows).unflatten(1, hw)
+    size, k_size = q_window[0], kv_window[0]
     for top in range(0, height, size):
         for left in range(0, width, size):
             window = q.new_zeros(1, size, size, heads, dim)
@@ -167,7 +170,6 @@ def test_filling_takes_part_in_the_softmax(hw: tuple[int, int], tally: Callable[
                 part = source[:, y : y + k_size, x : x + k_size]
                 target[:, : part.shape[1], : part.shape[2]] = part
             parts = [t.flatten(1, 2) for t in (window, keys, values)]
-            tables = [attention.rel_pos_h, attention.rel_pos_w]
             out = attend_plain(*parts, tables, (size, size), (k_size, k_size))
             wanted = out.unflatten(1, (size, size))[:, :rows, :columns]
             assert error(got[:, top : top + rows, left : left + columns], wanted) < 1e-12

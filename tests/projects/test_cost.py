@@ -13,8 +13,6 @@ pytest.importorskip("detectron2", reason="install detectron2 to run: make setup"
 from detectron2.config import LazyConfig, instantiate
 from fvcore.nn import FlopCountAnalysis
 
-from mvitv2_core import attend, block
-from mvitv2_core.attend import choose_path
 from mvitv2_core.cost import trunk_cost
 from mvitv2_d2 import MViT
 from projects.detection.check_config import (
@@ -32,6 +30,7 @@ from projects.detection.cost import (
     training_bytes,
 )
 from tests.d2.test_parity import SMALL, check
+from tests.forms import forced
 from tests.golden_data import official_state_dicts
 
 ROOT = Path(__file__).parents[2]
@@ -102,10 +101,8 @@ def test_no_windows_builds_no_windows() -> None:
     assert {spec.window_size for spec in model.config.blocks} == {0}
 
 
-def test_training_bytes_are_those_of_real_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_bytes_are_those_of_real_tensors() -> None:
     """Of backbone and FPN, on the path that accelerators take."""
-    monkeypatch.setattr(attend, "choose_path", lambda _, *sizes: choose_path("cuda", *sizes))
-    monkeypatch.setattr(block, "norm_parts", lambda *_: None)  # CPUs keep no normed tokens
     with torch.device("meta"):
         model = instantiate(LazyConfig.load(MASK_T).model)
     estimated = training_bytes(model, (128, 160))
@@ -119,7 +116,10 @@ def test_training_bytes_are_those_of_real_tensors(monkeypatch: pytest.MonkeyPatc
             held[storage.data_ptr()] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        forced(attention="folded"),
+    ):
         real(torch.zeros(1, 3, 128, 160))
     kept = sum(storage.nbytes() for storage in held.values())
     assert abs((estimated["backbone"] + estimated["fpn"]) / kept - 1) < 0.01

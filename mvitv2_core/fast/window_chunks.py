@@ -1,4 +1,4 @@
-"""Windows of a grid: tokens that attend to each other alone, and chunks of them."""
+"""Windows of a grid in chunks: some heads of equal windows, or some queries of one window."""
 
 from __future__ import annotations
 
@@ -7,47 +7,9 @@ from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from .dynamic import is_dynamic
-
-
-def partition(x: Tensor, grid: Sequence[int], window: Sequence[int]) -> Tensor:
-    """(B, N, heads, head_dim) -> (B * windows, cells of one, heads, head_dim).
-
-    ``grid`` and ``window`` have one size per axis; zeros fill the grid up at its far ends.
-    """
-    return _partition(x.unflatten(1, tuple(grid)), window)
-
-
-def _partition(x: Tensor, window: Sequence[int]) -> Tensor:
-    """(B, *grid, heads, head_dim) -> (B * windows, cells of one, heads, head_dim)."""
-    grid = x.shape[1:-2]
-    counts = _counts(grid, window)
-    fill = [c * w - n for n, c, w in zip(grid, counts, window, strict=True)]
-    # Compiled for unknown sizes, one program serves with and without filling.
-    if is_dynamic(*grid) or any(fill):
-        x = F.pad(x, (0, 0, 0, 0, *(size for end in reversed(fill) for size in (0, end))))
-    return _merge(_windows_first(x, counts, window))
-
-
-def unpartition(x: Tensor, batch: int, grid: Sequence[int], window: Sequence[int]) -> Tensor:
-    """(B * windows, cells of one, heads, head_dim) -> (B, N, heads, head_dim), filling dropped."""
-    axes, counts = len(grid), _counts(grid, window)
-    # -> (B, count, ..., w, ..., heads, head_dim)
-    x = x.unflatten(1, tuple(window)).unflatten(0, (batch, *counts))
-    order = [d for axis in range(axes) for d in (1 + axis, 1 + axes + axis)]
-    x = x.permute(0, *order, 2 * axes + 1, 2 * axes + 2)
-    for axis in range(axes):
-        x = x.flatten(1 + axis, 2 + axis)
-    for axis, size in enumerate(grid):
-        x = x.narrow(1 + axis, 0, size)
-    return x.flatten(1, axes)
-
-
-def _counts(grid: Sequence[int], window: Sequence[int]) -> tuple[int, ...]:
-    return tuple(-(-n // w) for n, w in zip(grid, window, strict=True))
+from ..plain import partition, unpartition
 
 
 def _windows_first(x: Tensor, counts: Sequence[int], cells: Sequence[int]) -> Tensor:
@@ -88,7 +50,9 @@ class Layout:
     k_window: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if _counts(self.q_grid, self.q_window) != _counts(self.k_grid, self.k_window):
+        grids = ((self.q_grid, self.q_window), (self.k_grid, self.k_window))
+        q, k = ([-(-n // w) for n, w in zip(*sizes, strict=True)] for sizes in grids)
+        if q != k:
             raise ValueError(f"queries and keys must have equally many windows: {self}")
 
 
@@ -122,7 +86,8 @@ class Chunk:
 
     def of_keys(self, x: Tensor) -> Tensor:
         """(B, N, heads, d) -> its (windows, keys of one, heads, d), those beyond the grid zeros."""
-        return _partition(self._keys(x), self.layout.k_window)
+        keys = self._keys(x)
+        return partition(keys.flatten(1, -3), keys.shape[1:-2], self.layout.k_window)
 
     def add_keys(self, x: Tensor, part: Tensor) -> None:
         """Adds to what ``of_keys`` would read, and drops what it would fill."""
@@ -146,7 +111,7 @@ class Chunk:
         return x.unflatten(1, self.layout.k_grid)[(self.batch, *cells, self.heads)]
 
 
-def chunks(
+def window_chunks(
     layout: Layout, limit: int, by_heads: bool = False, least: int = 1, most: int = 0
 ) -> Iterator[Chunk]:
     """Chunks that cover all queries of all heads, with at most ``limit`` logits each.
