@@ -6,8 +6,9 @@ classifier), ``block`` (figure 2), ``attention``, ``rel_pos`` and ``plain`` (the
 """
 
 from .checkpoint import CheckpointError, LoadReport, inflate_state_dict, load_checkpoint
-from .config import VARIANTS, BlockSpec, MViTConfig
+from .config import BlockSpec, MViTConfig
 from .model import MViT, MViTClassifier
+from .rows import VARIANTS
 
 __all__ = [
     "VARIANTS",

@@ -32,9 +32,6 @@ class HeadPool(nn.Module):
         """(B, *grid, heads * head_dim) -> (B, *pooled grid, heads * head_dim)."""
         return ops.pool(x, self.weight, self.stride)
 
-    def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, kernel={self.kernel}, stride={self.stride}"
-
 
 class MultiScaleAttention(nn.Module):
     """Attention whose q, k and v are pooled over the grid, all to all or inside windows.
@@ -44,13 +41,6 @@ class MultiScaleAttention(nn.Module):
         config: what all blocks share.
         norm_layer: makes the norms of pooled q, k and v from their number of channels.
     """
-
-    pool_q: nn.Module | None
-    pool_k: nn.Module | None
-    pool_v: nn.Module | None
-    norm_q: nn.Module | None
-    norm_k: nn.Module | None
-    norm_v: nn.Module | None
 
     def __init__(self, spec: BlockSpec, config: MViTConfig, norm_layer: NormLayer) -> None:
         super().__init__()
@@ -81,9 +71,9 @@ class MultiScaleAttention(nn.Module):
         """(B, N, dim) tokens on grid ``thw`` -> (B, Nq, dim_att) and the pooled grid."""
         # (B, N, 3 * dim_att) -> three of (B, N, dim_att)
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q, q_thw = self.pool(q, thw, self.pool_q, self.norm_q)
-        k, k_thw = self.pool(k, thw, self.pool_k, self.norm_k)
-        v, _ = self.pool(v, thw, self.pool_v, self.norm_v)
+        q, q_thw = self.pool(q, thw, "q")
+        k, k_thw = self.pool(k, thw, "k")
+        v, _ = self.pool(v, thw, "v")
         tables = [getattr(self, f"rel_pos_{axis}") for axis in self.axes]
         out = ops.attention(
             *(q, k, v, tables, q_thw, k_thw),
@@ -94,11 +84,10 @@ class MultiScaleAttention(nn.Module):
         # (B, Nq, heads, head_dim) -> (B, Nq, dim_att)
         return self.proj_drop(self.proj(out.flatten(2))), q_thw
 
-    def pool(
-        self, x: Tensor, thw: Sequence[int], pool: nn.Module | None, norm: nn.Module | None
-    ) -> tuple[Tensor, tuple[int, ...]]:
+    def pool(self, x: Tensor, thw: Sequence[int], name: str) -> tuple[Tensor, tuple[int, ...]]:
         """(B, N, dim_att) -> (B, N', heads, head_dim) pooled and normed, and its grid."""
-        if pool is None or norm is None:
+        pool, norm = getattr(self, f"pool_{name}"), getattr(self, f"norm_{name}")
+        if pool is None:
             return x.unflatten(-1, (self.num_heads, self.head_dim)), tuple(thw)
         row, x = ops.split_cls_token(x, self.cls_token)
         grid = pool(x.unflatten(1, tuple(thw)))

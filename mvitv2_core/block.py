@@ -32,9 +32,6 @@ class DropPath(nn.Module):
         mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
         return x * mask.div_(keep)
 
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:.3f}"
-
 
 class Mlp(nn.Module):
     """Two linears with an activation between, and dropout after each.
@@ -69,11 +66,7 @@ class MultiScaleBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        spec: BlockSpec,
-        config: MViTConfig,
-        norm_layer: NormLayer,
-        act_layer: ActLayer = nn.GELU,
+        self, spec: BlockSpec, config: MViTConfig, norm_layer: NormLayer, act_layer: ActLayer
     ) -> None:
         super().__init__()
         self.cls_token, self.stride_q = config.cls_token, spec.stride_q

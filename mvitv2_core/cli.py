@@ -20,8 +20,9 @@ from .checkpoint.layout import read_layout
 from .checkpoint.names import DETECTOR, FORMATS, to_project
 from .checkpoint.registry import OFFICIAL
 from .checkpoint.writing import check_target, write_checkpoint
-from .config import VARIANTS, MViTConfig
+from .config import MViTConfig
 from .cost import classifier_cost, show_cost
+from .rows import VARIANTS
 
 CONFIG_READERS = "mvitv2.config_readers"
 CLIP_OPTIONS = ("variant", "frames", "size", "classes", "kv_stride", "no_cls_token")

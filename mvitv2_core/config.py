@@ -1,32 +1,24 @@
-"""What an MViTv2 is, as plain data: a row per variant, a spec per block. Imports no torch."""
+"""What an MViTv2 is, as plain data: a spec per block, and what all share. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
-from .checks import check_count, check_flag, check_positive, check_rate, check_scale, check_sizes
+from .checks import (
+    check_count,
+    check_flag,
+    check_positive,
+    check_rate,
+    check_scale,
+    check_sizes,
+    refuse,
+)
+from .rows import VARIANTS, BlockRow, published
 
 AbsPos = Literal["none", "joint", "separate"]
-
-
-class Variant(NamedTuple):
-    """One size of the paper's Table 1: blocks per stage, width and heads of the first stage."""
-
-    depths: tuple[int, ...]
-    embed_dim: int
-    num_heads: int
-
-
-VARIANTS = {
-    "T": Variant((1, 2, 5, 2), 96, 1),
-    "S": Variant((1, 2, 11, 2), 96, 1),
-    "B": Variant((2, 3, 16, 3), 96, 1),
-    "L": Variant((2, 6, 36, 4), 144, 2),
-    "H": Variant((4, 8, 60, 8), 192, 3),
-}
 
 
 @dataclass(frozen=True)
@@ -34,10 +26,9 @@ class BlockSpec:
     """Shapes of one block.
 
     Args:
-        dim: width of the tokens that come in.
+        dim, dim_out: widths of the tokens that come in and go out.
         dim_att: width of attention and of ``norm2``: ``dim_out`` where the width grows in
             attention, ``dim`` where it grows in the MLP.
-        dim_out: width of the tokens that go out.
         num_heads: attention heads; must divide ``dim_att``.
         thw: nominal token grid at the block's input, one size per axis. It fixes the lengths of
             the position tables; any other grid is accepted at run time.
@@ -47,8 +38,7 @@ class BlockSpec:
         window_size: width of the windows that queries attend in, in tokens of the block's input;
             0 attends globally (Hybrid window attention: paper, section 4.3).
 
-    Raises:
-        ValueError: sizes, ranks or widths that do not fit together.
+    Raises ValueError for sizes, ranks or widths that do not fit together.
     """
 
     dim: int
@@ -74,26 +64,22 @@ class BlockSpec:
             if kernel is not None:
                 check_sizes(f"kernel_{name}", kernel, len(self.thw))
             elif max(stride) > 1:
-                raise ValueError(f"kernel_{name} must be given with stride_{name}={stride}")
+                refuse(f"kernel_{name}", f"given with stride_{name}={stride}", kernel)
         if self.dim_att % self.num_heads:
-            raise ValueError(f"num_heads must divide dim_att={self.dim_att}, got {self.num_heads}")
+            refuse("num_heads", f"a divisor of dim_att={self.dim_att}", self.num_heads)
         if self.dim_att not in (self.dim, self.dim_out):
-            raise ValueError(
-                f"dim_att must be dim={self.dim} or dim_out={self.dim_out}, got {self.dim_att}"
-            )
+            refuse("dim_att", f"dim={self.dim} or dim_out={self.dim_out}", self.dim_att)
         # Pooled q meets the max-pooled shortcut (kernel stride + 1), and both must have one size.
         if self.kernel_q is not None and not all(k % 2 for k in self.kernel_q):
-            raise ValueError(f"kernel_q must be odd on every axis, got {self.kernel_q}")
+            refuse("kernel_q", "odd on every axis", self.kernel_q)
         if not all(s == 1 or s % 2 == 0 for s in self.stride_q):
-            raise ValueError(f"stride_q must be 1 or even on every axis, got {self.stride_q}")
+            refuse("stride_q", "1 or even on every axis", self.stride_q)
         check_rate("drop_path", self.drop_path)
         check_count("window_size", self.window_size)
         # Or windows of q and of kv would not cover the same tokens, nor always be equally many.
         if self.window_size and any(self.window_size % s for s in self.stride_q + self.stride_kv):
-            raise ValueError(
-                f"window_size must be a multiple of the block's strides, stride_q={self.stride_q} "
-                f"and stride_kv={self.stride_kv}, got {self.window_size}"
-            )
+            strides = f"stride_q={self.stride_q} and stride_kv={self.stride_kv}"
+            refuse("window_size", f"a multiple of the block's {strides}", self.window_size)
 
     @property
     def head_dim(self) -> int:
@@ -125,18 +111,6 @@ class BlockSpec:
         return 2 * max(size // self.stride_q[axis], size // self.stride_kv[axis], 1) - 1
 
 
-class BlockRow(NamedTuple):
-    """What one block adds to the model, as a config of any ecosystem says it; see ``BlockSpec``."""
-
-    dim_out: int
-    num_heads: int
-    stride_q: tuple[int, ...]
-    stride_kv: tuple[int, ...]
-    kernel_q: tuple[int, ...] | None
-    kernel_kv: tuple[int, ...] | None
-    window_size: int = 0
-
-
 def lay_out(
     rows: Sequence[BlockRow],
     embed_dim: int,
@@ -149,7 +123,7 @@ def lay_out(
     Args:
         rows: one per block.
         embed_dim, thw: width and token grid of the patch embedding.
-        drop_path_rate: drop path of the last block; rises linearly from 0.
+        drop_path_rate: of the last block; rises linearly from 0.
         dim_mul_in_att: whether widths grow in attention, or in the MLP.
     """
     check_rate("drop_path_rate", drop_path_rate)
@@ -168,46 +142,11 @@ def lay_out(
     return tuple(specs)
 
 
-def stage_rows(
-    depths: Sequence[int],
-    embed_dim: int,
-    num_heads: int,
-    stride_kv: tuple[int, ...],
-    kernel: tuple[int, ...] | None = None,
-    dim_mul_in_att: bool = True,
-) -> list[BlockRow]:
-    """The paper's stages (section 4, Table 1), image or video.
-
-    Heads double, and the spatial stride of q is 2, in the first block of each stage but the first.
-    The width doubles there too, or in the MLP of the block before; kv strides halve.
-
-    Args:
-        depths: blocks of each stage.
-        embed_dim, num_heads: of the first stage.
-        stride_kv: of the first stage, one per axis.
-        kernel: of all pools, one size per axis; 3 by default.
-        dim_mul_in_att: see ``lay_out``.
-    """
-    if not isinstance(depths, Sequence) or isinstance(depths, str) or not depths:
-        raise ValueError(f"depths must hold the blocks of each stage, got {depths!r}")
-    for name, size in (*(("depths", n) for n in depths), ("num_heads", num_heads)):
-        check_positive(name, size)
-    check_positive("embed_dim", embed_dim)
-    check_sizes("stride_kv", stride_kv)
-    rank, starts = len(stride_kv), {sum(depths[:stage]) for stage in range(1, len(depths))}
-    kernel, dim, rows = kernel or (3,) * rank, embed_dim, []
-    for index in range(sum(depths)):
-        step = (1, 2, 2)[-rank:] if index in starts else (1,) * rank
-        stride_kv = tuple(max(kv // q, 1) for kv, q in zip(stride_kv, step, strict=True))
-        num_heads *= 2 if index in starts else 1
-        dim *= 2 if (index if dim_mul_in_att else index + 1) in starts else 1
-        rows.append(BlockRow(dim, num_heads, step, stride_kv, kernel, kernel))
-    return rows
-
-
 @dataclass(frozen=True)
 class MViTConfig:
     """Everything that shapes the weights and the arithmetic of an MViTv2.
+
+    Raises ValueError for ranks, widths or probabilities that do not fit together.
 
     Args:
         blocks: one spec per block, in order.
@@ -226,14 +165,10 @@ class MViTConfig:
         rel_pos_zero_init: start relative positions at zero (else truncated normal, 0.02).
         residual_pooling: add pooled q to the output of attention (paper, section 4.1).
         dropout: dropout in attention's output, in the MLP and after the positions.
-        num_classes: outputs of ``MViTClassifier``'s head.
-        head_dropout: dropout before the head's projection.
-        head_init_scale: factor on the head's initial weights and biases.
+        num_classes, head_dropout, head_init_scale: of ``MViTClassifier``'s head: its outputs, the
+            dropout before its projection, a factor on its initial weights and biases.
         mean_pooling: classify the normalised mean of the tokens. Otherwise the class token
             after the norm or, without one, the mean of the normalised tokens.
-
-    Raises:
-        ValueError: ranks, widths or probabilities that do not fit together.
     """
 
     blocks: tuple[BlockSpec, ...]
@@ -260,56 +195,45 @@ class MViTConfig:
     def __post_init__(self) -> None:
         blocks = self.blocks if isinstance(self.blocks, tuple) else ()
         if not blocks or not all(isinstance(block, BlockSpec) for block in blocks):
-            raise ValueError(f"blocks must be a tuple of BlockSpecs, got {self.blocks!r}")
+            refuse("blocks", "a tuple of BlockSpecs", self.blocks)
         for index, (before, block) in enumerate(pairwise(blocks), 1):
             if (before.dim_out, before.thw_out) != (block.dim, block.thw):
-                raise ValueError(
-                    f"blocks[{index}] must take what blocks[{index - 1}] gives, dim="
-                    f"{before.dim_out} and thw={before.thw_out}, got {block.dim} and {block.thw}"
-                )
+                given = f"dim={before.dim_out} and thw={before.thw_out}"
+                refuse(f"blocks[{index}]", f"of what blocks[{index - 1}] gives, {given}", block)
         check_sizes("input_size", self.input_size)
         check_sizes("patch_kernel", self.patch_kernel)
-        patch_rank = len(self.patch_kernel)
+        rank, patch_rank = self.rank, len(self.patch_kernel)
         check_sizes("patch_stride", self.patch_stride, patch_rank)
         check_sizes("patch_padding", self.patch_padding, patch_rank, least=0)
-        for name, allowed in (
-            ("patch_kernel", (self.rank, self.rank - 1)),
-            ("input_size", (self.rank, patch_rank)),
-        ):
-            if len(getattr(self, name)) not in allowed:
-                raise ValueError(f"{name} must fit a grid of {self.rank} axes, got {self!r}")
-        if not isinstance(self.rel_pos, tuple) or len(self.rel_pos) != self.rank:
-            raise ValueError(f"rel_pos must hold {self.rank} flags, got {self.rel_pos!r}")
+        if patch_rank not in (rank, rank - 1):
+            refuse("patch_kernel", f"of {rank} axes or one fewer", self.patch_kernel)
+        if len(self.input_size) not in (rank, patch_rank):
+            refuse("input_size", f"of {rank} axes", self.input_size)
+        if not isinstance(self.rel_pos, tuple) or len(self.rel_pos) != rank:
+            refuse("rel_pos", f"{rank} flags", self.rel_pos)
         for used in self.rel_pos:
             check_flag("rel_pos of each axis", used)
-        for name in ("qkv_bias", "rel_pos_zero_init", "residual_pooling", "mean_pooling"):
-            check_flag(name, getattr(self, name))
-        for name in ("in_chans", "num_classes"):
-            check_positive(name, getattr(self, name))
-        for name in ("mlp_ratio", "head_init_scale"):
-            check_scale(name, getattr(self, name))
-        for name in ("dropout", "head_dropout"):
-            check_rate(name, getattr(self, name))
-        narrowest = min(block.dim_att for block in blocks)
-        if int(narrowest * self.mlp_ratio) < 1:
-            raise ValueError(f"mlp_ratio must leave a hidden width, got {self.mlp_ratio}")
-        self._check_abs_pos()
-
-    def _check_abs_pos(self) -> None:
-        check_flag("cls_token", self.cls_token)
+        for check, names in (
+            (check_flag, "qkv_bias cls_token rel_pos_zero_init residual_pooling mean_pooling"),
+            (check_positive, "in_chans num_classes"),
+            (check_scale, "mlp_ratio head_init_scale"),
+            (check_rate, "dropout head_dropout"),
+        ):
+            for name in names.split():
+                check(name, getattr(self, name))
+        if int(min(block.dim_att for block in blocks) * self.mlp_ratio) < 1:
+            refuse("mlp_ratio", "so large that it leaves a hidden width", self.mlp_ratio)
         if self.abs_pos not in ("none", "joint", "separate"):
-            raise ValueError(f"abs_pos must be none, joint or separate, got {self.abs_pos!r}")
-        if self.abs_pos == "separate" and self.rank != 3:
-            raise ValueError(f"abs_pos='separate' needs a (T, H, W) grid, got rank {self.rank}")
+            refuse("abs_pos", "none, joint or separate", self.abs_pos)
+        if self.abs_pos == "separate" and rank != 3:
+            refuse("abs_pos", f"none or joint on a grid of {rank} axes", self.abs_pos)
         if self.abs_pos_thw is not None and self.abs_pos != "none":
-            check_sizes("abs_pos_thw", self.abs_pos_thw, self.rank)
-        if self.abs_pos_cls_row is None:
-            return
-        check_flag("abs_pos_cls_row", self.abs_pos_cls_row)
+            check_sizes("abs_pos_thw", self.abs_pos_thw, rank)
+        check_flag("abs_pos_cls_row", self.has_cls_row)
         # Only a joint table may hold a row that no token uses.
-        odd = self.abs_pos_cls_row != self.cls_token
-        if odd and (self.abs_pos == "separate" or (self.cls_token and self.abs_pos == "joint")):
-            raise ValueError(f"abs_pos_cls_row must be cls_token={self.cls_token}, or None")
+        odd = self.abs_pos != "none" and self.has_cls_row != self.cls_token
+        if odd and (self.abs_pos == "separate" or self.cls_token):
+            refuse("abs_pos_cls_row", f"cls_token={self.cls_token}", self.abs_pos_cls_row)
 
     @property
     def rank(self) -> int:
@@ -345,50 +269,19 @@ class MViTConfig:
         kv_stride: int | None = None,
         drop_path_rate: float = 0.0,
         dim_mul_in_att: bool = True,
-        **overrides: object,
+        **overrides: Any,
     ) -> MViTConfig:
         """One of the published sizes, as an image or (with a (T, H, W) ``input_size``) video model.
 
         Args:
-            name: a key of ``VARIANTS``.
-            input_size: (H, W), or (T, H, W) for clips: patches of 3x7x7 with stride 2x4x4.
-            kv_stride: spatial kv stride of the first stage; 4 for images and 8 for clips as
-                published (paper, sections 5.1 and 5.3), halved at each stage.
-            drop_path_rate: drop path of the last block; rises linearly from 0.
-            dim_mul_in_att: False for the published IN-1K L and the MaskFeat fine-tunes, whose
-                width grows in the MLP of the block before.
+            name, input_size, kv_stride, dim_mul_in_att: see ``rows.published``.
+            drop_path_rate: of the last block; rises linearly from 0.
             overrides: other fields of ``MViTConfig``.
-
-        Raises:
-            ValueError: unknown ``name``, or a size that does not fit.
         """
-        if not isinstance(name, str) or name not in VARIANTS:
-            raise ValueError(f"name must be one of {', '.join(VARIANTS)}, got {name!r}")
-        if not isinstance(input_size, tuple) or len(input_size) not in (2, 3):
-            raise ValueError(f"input_size must be (H, W) or (T, H, W), got {input_size!r}")
-        rank = len(input_size)
-        check_sizes("input_size", input_size, rank)
-        stride = (2, 4, 4)[-rank:]
-        thw = tuple(n // s for n, s in zip(input_size, stride, strict=True))
-        if not all(thw):
-            raise ValueError(f"input_size must be at least {stride}, got {input_size}")
-        if kv_stride is None:
-            kv_stride = 8 if rank == 3 else 4
-        check_positive("kv_stride", kv_stride)
         unknown = sorted(set(overrides) - set(cls.__dataclass_fields__))
         if unknown:
             raise TypeError(f"{', '.join(unknown)}: no such field of MViTConfig")
-        stride_kv = (1, kv_stride, kv_stride)[-rank:]
-        check_flag("dim_mul_in_att", dim_mul_in_att)
-        rows = stage_rows(*VARIANTS[name], stride_kv, dim_mul_in_att=dim_mul_in_att)
+        rows, thw, fields = published(name, input_size, kv_stride, dim_mul_in_att)
         embed_dim = VARIANTS[name].embed_dim
-        config = cls(
-            blocks=lay_out(rows, embed_dim, thw, drop_path_rate, dim_mul_in_att),
-            input_size=input_size,
-            patch_kernel=(3, 7, 7)[-rank:],
-            patch_stride=stride,
-            patch_padding=(1, 3, 3)[-rank:],
-            rel_pos=(True,) * rank,
-            cls_token=rank == 3,
-        )
-        return replace(config, **overrides)  # type: ignore[arg-type]
+        blocks = lay_out(rows, embed_dim, thw, drop_path_rate, dim_mul_in_att)
+        return cls(**{"blocks": blocks, **fields, **overrides})

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from . import ops
 from .attention import HeadPool, NormLayer
 from .block import ActLayer, MultiScaleBlock
-from .checks import check_flag
+from .checks import check_flag, check_maker, refuse
 from .config import MViTConfig
+from .plain import join_cls_token, split_cls_token
 
 Stage = tuple[Tensor, tuple[int, ...]]
 LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
@@ -27,36 +28,25 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: MViTConfig) -> None:
         super().__init__()
         self.rank, self.patch_rank = config.rank, len(config.patch_kernel)
+        kernel, stride, padding = config.patch_kernel, config.patch_stride, config.patch_padding
         # Kernels that reach no pixel but padding would make tokens of nothing.
-        self.least = tuple(
-            max(k - 2 * p, 1)
-            for k, p in zip(config.patch_kernel, config.patch_padding, strict=True)
-        )
-        self.proj = ops.CONVOLUTIONS[self.patch_rank - 1](
-            config.in_chans,
-            config.embed_dim,
-            config.patch_kernel,  # type: ignore[arg-type]
-            config.patch_stride,  # type: ignore[arg-type]
-            config.patch_padding,  # type: ignore[arg-type]
-        )
+        self.least = tuple(max(k - 2 * p, 1) for k, p in zip(kernel, padding, strict=True))
+        convolution = ops.CONVOLUTIONS[self.patch_rank - 1]
+        self.proj = convolution(config.in_chans, config.embed_dim, kernel, stride, padding)
 
     def forward(self, x: Tensor) -> Stage:
         """(B, C, *spatial) -> (B, N, embed_dim) tokens and their grid."""
+        shape, axes = tuple(x.shape), ", ".join("THW"[3 - self.patch_rank :])
         if x.ndim != self.patch_rank + 2:
             raise ValueError(
-                f"input must have {self.patch_rank + 2} dimensions "
-                f"(B, C, {', '.join('THW'[3 - self.patch_rank :])}), got {tuple(x.shape)}"
+                f"input must have {self.patch_rank + 2} dimensions (B, C, {axes}), got {shape}"
             )
         if x.shape[1] != self.proj.in_channels:
             raise ValueError(
-                f"input must have in_chans={self.proj.in_channels} channels, got {tuple(x.shape)}"
+                f"input must have in_chans={self.proj.in_channels} channels, got {shape}"
             )
         if any(n < least for n, least in zip(x.shape[2:], self.least, strict=True)):
-            raise ValueError(
-                f"input must be at least {self.least} pixels with patch_kernel="
-                f"{self.proj.kernel_size} and patch_padding={self.proj.padding}, got "
-                f"{tuple(x.shape)}"
-            )
+            raise ValueError(f"input must be at least {self.least} pixels, got {shape}")
         x = self.proj(x)
         thw = (1,) * (self.rank - self.patch_rank) + tuple(x.shape[2:])
         # (B, embed_dim, *grid) -> (B, N, embed_dim)
@@ -76,8 +66,7 @@ class MViT(nn.Module):
         act_checkpoint: recompute each block in the backward pass instead of keeping its
             activations; results do not change.
 
-    Raises:
-        TypeError, ValueError: an argument that is not of its kind; the message names it.
+    Raises TypeError or ValueError for an argument that is not of its kind.
     """
 
     cls_token: nn.Parameter | None
@@ -95,10 +84,9 @@ class MViT(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(config, MViTConfig):
-            raise TypeError(f"config must be an MViTConfig, got {config!r}")
-        for name, layer in (("norm_layer", norm_layer), ("act_layer", act_layer)):
-            if not callable(layer) or isinstance(layer, nn.Module):
-                raise TypeError(f"{name} must be a class or function that makes one, got {layer!r}")
+            refuse("config", "an MViTConfig", config, TypeError)
+        check_maker("norm_layer", norm_layer)
+        check_maker("act_layer", act_layer)
         check_flag("act_checkpoint", act_checkpoint)
         self.config, self.act_checkpoint = config, act_checkpoint
         self.abs_pos_thw = config.abs_pos_thw or config.blocks[0].thw
@@ -107,25 +95,18 @@ class MViT(nn.Module):
         self.blocks = nn.ModuleList(
             MultiScaleBlock(spec, config, norm_layer, act_layer) for spec in config.blocks
         )
-        # Rows of each (1, rows, embed_dim) table; None for no such table.
-        rows = dict.fromkeys(
-            ("cls_token", "pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class")
-        )
-        if config.cls_token:
-            rows["cls_token"] = 1
-        if config.abs_pos == "joint":
-            rows["pos_embed"] = int(config.has_cls_row) + prod(self.abs_pos_thw)
-        if config.abs_pos == "separate":
-            rows["pos_embed_spatial"] = prod(self.abs_pos_thw[1:])
-            rows["pos_embed_temporal"] = self.abs_pos_thw[0]
-            rows["pos_embed_class"] = 1 if config.has_cls_row else None
-        for name, count in rows.items():
-            if count is None:
-                self.register_parameter(name, None)
-                continue
-            table = nn.Parameter(torch.zeros(1, count, config.embed_dim))
+        cells = prod(self.abs_pos_thw)
+        joint, separate = config.abs_pos == "joint", config.abs_pos == "separate"
+        for name, rows in (
+            ("cls_token", config.cls_token),
+            ("pos_embed", joint and config.has_cls_row + cells),
+            ("pos_embed_spatial", separate and cells // self.abs_pos_thw[0]),
+            ("pos_embed_temporal", separate and self.abs_pos_thw[0]),
+            ("pos_embed_class", separate and config.has_cls_row),
+        ):
+            table = nn.Parameter(torch.zeros(1, int(rows), config.embed_dim))
             nn.init.trunc_normal_(table, std=0.02)
-            self.register_parameter(name, table)
+            self.register_parameter(name, table if rows else None)
 
     def init_weights(self, module: nn.Module) -> None:
         """Initial values of one module, for ``apply``: the image and video repositories' own.
@@ -134,7 +115,7 @@ class MViT(nn.Module):
         video_model_builder.py, facebookresearch/mvit's mvit_model.py).
         """
         if isinstance(module, (nn.Linear, HeadPool, *ops.CONVOLUTIONS)):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.trunc_normal_(module.weight, std=0.02)  # type: ignore[arg-type]
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.constant_(module.bias, 0.02)
         elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
@@ -169,8 +150,7 @@ class MViT(nn.Module):
         """Absolute positions for the live grid: (1, N, embed_dim), or None."""
         row: Tensor | None
         if self.pos_embed is not None:
-            first = int(self.config.has_cls_row)
-            row, table = self.pos_embed[:, :first], self.pos_embed[:, first:]
+            row, table = split_cls_token(self.pos_embed, self.config.has_cls_row)
         elif self.pos_embed_spatial is not None:
             # (1, HW, C) and (1, T, C) -> (1, T * HW, C)
             table = self.pos_embed_spatial[:, None] + self.pos_embed_temporal[:, :, None]
@@ -184,7 +164,7 @@ class MViT(nn.Module):
             return None
         table = resample_abs_pos(table, self.abs_pos_thw, thw)
         # A detector keeps the pre-trained class token's row, and has no token to add it to.
-        return table if self.cls_token is None or row is None else torch.cat([row, table], dim=1)
+        return join_cls_token(row if self.config.cls_token else None, table)
 
 
 class Head(nn.Module):
@@ -219,11 +199,9 @@ class MViTClassifier(MViT):
         self.norm = norm_layer(config.blocks[-1].dim_out)
         self.head = self.build_head()
         self.apply(self.init_weights)
-        if config.head_init_scale != 1.0:
-            with torch.no_grad():
-                for name, parameter in self.head.named_parameters():
-                    if name.startswith("projection."):
-                        parameter.mul_(config.head_init_scale)
+        with torch.no_grad():
+            for parameter in self.head.projection.parameters():  # type: ignore[union-attr]
+                parameter.mul_(config.head_init_scale)
 
     def build_head(self) -> nn.Module:
         """The module under ``head``; it must have a ``projection``."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import plain, rel_pos
@@ -131,7 +132,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
     ),
     "layer_norm": (
         Form("half", half_tokens, norm_half.layer_norm),
-        Form("plain", always, plain.layer_norm),
+        Form("plain", always, F.layer_norm),
     ),
     "mlp": (
         Form("recompute", bare_mlp, of_tensors),
@@ -229,7 +230,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return run("layer_norm", x, self.weight, self.bias, self.eps)
+        return run("layer_norm", x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 def make_norm(norm_layer: Callable[[int], nn.Module], channels: int) -> nn.Module:
@@ -260,4 +261,4 @@ class Conv3d(_Convolution, nn.Conv3d):
     pass
 
 
-CONVOLUTIONS = (Conv1d, Conv2d, Conv3d)
+CONVOLUTIONS: tuple[Any, ...] = (Conv1d, Conv2d, Conv3d)

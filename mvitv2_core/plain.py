@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,26 +103,13 @@ def pool(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
     # -> (B * heads, head_dim, *grid)
     x = x.unflatten(-1, (heads, -1)).movedim((-2, -1), (1, 2)).flatten(0, 1).contiguous()
     padding = [n // 2 for n in weight.shape[2:]]
-    x = convolution(x, weight, None, stride, padding, groups=weight.shape[0])
+    x = convolution(x, weight, None, tuple(stride), padding, 1, weight.shape[0])
     return x.unflatten(0, (batch, heads)).movedim((1, 2), (-2, -1)).flatten(-2)
 
 
-def convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    groups: int = 1,
-) -> Tensor:
-    """(B, C, *grid) -> (B, C', *grid'), for one to three axes."""
-    convolve = (F.conv1d, F.conv2d, F.conv3d)[weight.ndim - 3]
-    return convolve(x, weight, bias, tuple(stride), tuple(padding), groups=groups)
-
-
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """(..., C) -> (..., C), each token normalised."""
-    return F.layer_norm(x, weight.shape, weight, bias, eps)
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    """(B, C, *grid) -> (B, C', *grid'), on one to three axes; PyTorch's options."""
+    return (F.conv1d, F.conv2d, F.conv3d)[weight.ndim - 3](x, weight, bias, *options)
 
 
 def mlp(x: Tensor, fc1: nn.Module, act: nn.Module, fc2: nn.Module, drop: nn.Module) -> Tensor:

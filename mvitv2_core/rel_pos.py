@@ -43,19 +43,15 @@ def resample_table(table: Tensor, length: int) -> Tensor:
     return F.interpolate(table.t()[None], size=length, mode="linear")[0].t()
 
 
-Index = Callable[[int, int, torch.device], Tensor]
-
-
-def pair_rows(table: Tensor, q_size: int, k_size: int, index: Index = rel_pos_index) -> Tensor:
+def pair_rows(table: Tensor, q_size: int, k_size: int) -> Tensor:
     """The row that each pair of a query's and a key's cell uses: (q_size, k_size, head_dim).
 
     Args:
         table: stored (L, head_dim) table, resampled where L is not ``2 * max(q, k) - 1``.
         q_size, k_size: live sizes of the pooled grids along the axis.
-        index: ``rel_pos_index``, or one that remembers what it gave.
     """
     table = resample_table(table, 2 * max(q_size, k_size) - 1)
-    return table.index_select(0, index(q_size, k_size, table.device)).view(q_size, k_size, -1)
+    return table[rel_pos_index(q_size, k_size, table.device)].unflatten(0, (q_size, k_size))
 
 
 def rel_pos_terms(

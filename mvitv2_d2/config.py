@@ -13,7 +13,7 @@ from mvitv2_core.checks import (
     check_scale,
     is_whole,
 )
-from mvitv2_core.config import VARIANTS
+from mvitv2_core.rows import VARIANTS
 
 
 def add_mvitv2_config(cfg: Any) -> None:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from mvitv2_core.checks import check_count, check_positive, is_whole
-from mvitv2_core.config import BlockRow, stage_rows
+from mvitv2_core.rows import BlockRow, stage_rows
 
 SCALES = ("scale2", "scale3", "scale4", "scale5")
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from mvitv2_core.checks import check_flag, check_positive, check_rate, check_scale, check_sizes
-from mvitv2_core.config import AbsPos, BlockRow, MViTConfig, lay_out
+from mvitv2_core.config import AbsPos, MViTConfig, lay_out
+from mvitv2_core.rows import BlockRow
 
 from .rows import read_multipliers, read_sizes, read_strides
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mvitv2_core import BlockSpec, MViTClassifier, MViTConfig
-from mvitv2_core.config import lay_out, stage_rows
+from mvitv2_core.config import lay_out
+from mvitv2_core.rows import stage_rows
 from tests.compare import randomize
 
 # Nominal input size and what differs from the variant's defaults.

@@ -9,7 +9,7 @@ from math import isqrt
 
 from torch import Tensor
 
-from ..config import VARIANTS
+from ..rows import VARIANTS
 
 
 @dataclass(frozen=True)

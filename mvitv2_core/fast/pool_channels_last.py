@@ -22,7 +22,7 @@ def pool(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
         x, weight = x.flatten(0, 1), weight.squeeze(2)
     padding = [k // 2 for k in kernel]
     weight = repeat_for_heads(weight, x.shape[-1])
-    x = plain.convolution(x.movedim(-1, 1), weight, None, stride, padding, groups=x.shape[-1])
+    x = plain.convolution(x.movedim(-1, 1), weight, None, tuple(stride), padding, 1, x.shape[-1])
     return x.movedim(1, -1).unflatten(0, lead)
 
 

@@ -33,7 +33,7 @@ def _whole(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
     """(B, *grid, C) -> (B, *strided grid, C) by PyTorch's own kernel for all axes."""
     padding = [k // 2 for k in weight.shape[2:]]
     x = x.movedim(-1, 1)
-    return plain.convolution(x, weight, None, stride, padding, groups=x.shape[1]).movedim(1, -1)
+    return plain.convolution(x, weight, None, stride, padding, 1, x.shape[1]).movedim(1, -1)
 
 
 def tied_frames(size: int, kernel: int, stride: int) -> Iterator[tuple[int, slice, slice]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import rel_pos
@@ -11,9 +10,7 @@ from . import memory
 
 def pair_rows(table: Tensor, q_size: int, k_size: int) -> Tensor:
     """``rel_pos.pair_rows``; spares a GPU about ten launches an axis."""
-    return rel_pos.pair_rows(table, q_size, k_size, _index)
-
-
-def _index(q_size: int, k_size: int, device: torch.device) -> Tensor:
-    key = ("index", q_size, k_size, device)
-    return memory.CACHE.get(key, lambda: rel_pos.rel_pos_index(q_size, k_size, device))
+    sizes = (q_size, k_size, table.device)
+    index = memory.CACHE.get(("index", *sizes), lambda: rel_pos.rel_pos_index(*sizes))
+    table = rel_pos.resample_table(table, 2 * max(q_size, k_size) - 1)
+    return table.index_select(0, index).view(q_size, k_size, -1)

@@ -14,9 +14,9 @@ from mvitv2_core import (
     load_checkpoint,
 )
 from mvitv2_core.checkpoint import convert_state_dict
-from mvitv2_core.config import VARIANTS
 from mvitv2_core.model import resample_abs_pos
 from mvitv2_core.rel_pos import resample_table
+from mvitv2_core.rows import VARIANTS
 from tests.compare import error, randomize
 from tests.forms import attend_plain
 from tests.small import stage_blocks

@@ -15,6 +15,7 @@ from torch.autograd import gradcheck
 from mvitv2_core import BlockSpec, MViTConfig, ops
 from mvitv2_core.attention import HeadPool
 from mvitv2_core.block import Mlp, MultiScaleBlock
+from mvitv2_core.model import LAYER_NORM
 from tests.compare import error, loss_of, randomize
 from tests.forms import attend_plain, forced
 from tests.small import KINDS, small_input, small_model
@@ -219,7 +220,7 @@ def test_gradients_of_a_block(
         rel_pos=(True,) * rank,
         cls_token=cls_token,
     )
-    block = randomize(MultiScaleBlock(spec, config, partial(nn.LayerNorm, eps=1e-6)).double())
+    block = randomize(MultiScaleBlock(spec, config, LAYER_NORM, nn.GELU).double())
     x = torch.randn(2, math.prod(thw) + cls_token, 4, dtype=torch.float64, requires_grad=True)
     check_module(block, x, thw, fast=True)
     tally(GRADIENTS)

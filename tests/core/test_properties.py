@@ -205,7 +205,7 @@ def test_block(count: int, tally: Tally) -> None:
     def check(data: st.DataObject, case: Case, batch: int, config: MViTConfig) -> None:
         spec = config.blocks[0]
         thw = data.draw(grids(config.rank), "thw")
-        model = randomize(MultiScaleBlock(spec, config, LAYER_NORM).double(), case.seed)
+        model = randomize(MultiScaleBlock(spec, config, LAYER_NORM, nn.GELU).double(), case.seed)
         hold(
             case,
             model,

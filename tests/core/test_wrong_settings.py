@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mvitv2_core import BlockSpec, MViT, MViTClassifier, MViTConfig
-from mvitv2_core.config import lay_out, stage_rows
+from mvitv2_core.config import lay_out
+from mvitv2_core.rows import stage_rows
 from tests.wrong import FLAG, MAKER, NAN, POSITIVE, RATE, SCALE, refused, sizes, table
 
 Tally = Callable[..., None]
