@@ -3,5 +3,6 @@
 They take tensors, never modules, so that whatever a user hangs on a module works. Only ``ops``
 imports them, and says when each runs. Beside the forms stand what several of them share:
 ``context`` (what looks on), ``precision`` (autocast), ``gradients`` (second derivatives),
-``memory`` (constant tensors) and ``window_chunks``; and ``workarounds`` for faults of PyTorch.
+``memory`` (constant tensors), ``fused_kernels`` and ``window_chunks``; and ``workarounds`` for
+faults of PyTorch.
 """

@@ -180,11 +180,10 @@ class _Chunked(torch.autograd.Function):
 
 def _softmax_backward(dweights: Tensor, weights: Tensor, out: Tensor) -> None:
     """Gradient of the logits into ``out``, which may be the memory of ``dweights``."""
-    try:
-        torch.ops.aten._softmax_backward_data.out(
-            dweights, weights, -1, weights.dtype, grad_input=out
-        )
-    except AttributeError:  # a release without this operator, which is not a public one
+    operator = getattr(torch.ops.aten, "_softmax_backward_data", None)
+    if operator is not None:
+        operator.out(dweights, weights, -1, weights.dtype, grad_input=out)
+    else:  # a release without it: it is not a public one
         total = (dweights * weights).sum(dim=-1, keepdim=True)
         torch.mul(dweights - total, weights, out=out)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..plain import Windows, add_residual, partition, unpartition
 from . import memory
+from .fused_kernels import fused_attention
 
 # The flash and cuDNN kernels take heads of at most this many channels.
 MAX_HEAD_DIM = 256
@@ -52,7 +53,7 @@ def attention(
     v = F.pad(v, (0, k.shape[-1] - head_dim))
     # (B, N, heads, channels) -> (B, heads, N, channels)
     wide, k, v = (x.transpose(1, 2) for x in (wide, k, v))
-    out = F.scaled_dot_product_attention(wide, k, v, scale=scale)
+    out = fused_attention(wide, k, v, scale)
     out = out.transpose(1, 2)[..., :head_dim]
     if windows:
         out = unpartition(out, q.shape[0], q_thw, windows[0])

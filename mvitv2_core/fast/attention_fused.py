@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..plain import Windows, add_residual, partition, unpartition
+from .fused_kernels import fused_attention
 
 
 def attention(
@@ -29,7 +29,7 @@ def attention(
         k, v = (partition(x, k_thw, windows[1]) for x in (k, v))
     # (B, N, heads, head_dim) -> (B, heads, N, head_dim) views; the kernels take any strides
     inner, k, v = (x.transpose(1, 2) for x in (inner, k, v))
-    out = F.scaled_dot_product_attention(inner, k, v).transpose(1, 2)
+    out = fused_attention(inner, k, v, q.shape[-1] ** -0.5).transpose(1, 2)
     if windows:
         out = unpartition(out, q.shape[0], q_thw, windows[0])
     return add_residual(out, q, cls_token) if add_q else out
