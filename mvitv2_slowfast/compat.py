@@ -53,6 +53,7 @@ def cure_trainer(root: Path) -> None:
     cure_top5()
     log_cure(saving.cure_checkpoint_writes())
     log_cure(decoding.cure_pyav_backend())
+    log_cure(visualization.cure_clip_pictures())
     log_cure(visualization.cure_class_names())
     log_cure(visualization.cure_layer_outputs())
 

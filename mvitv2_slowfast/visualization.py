@@ -3,12 +3,50 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
+import io
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def cure_clip_pictures() -> str | None:
+    """Write TensorBoard's clips with Pillow where moviepy's editor, which 2.0 dropped, is missing.
+
+    PyTorch's ``SummaryWriter.add_video`` prints a line and writes nothing without it.
+
+    Returns:
+        What was done, in one line; None where nothing was needed.
+    """
+    from torch.utils.tensorboard import summary
+
+    try:
+        there = importlib.util.find_spec("moviepy.editor") is not None
+    except ModuleNotFoundError:  # no moviepy
+        there = False
+    if there or summary.make_video is gif:
+        return None
+    summary.make_video = gif
+    return "torch.utils.tensorboard: clips are written with Pillow, there is no moviepy.editor"
+
+
+def gif(tensor: Any, fps: float) -> Any:
+    """(T, H, W, 3) uint8 array -> TensorBoard's image, moving at ``fps`` frames a second."""
+    from PIL import Image
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    first, *others = (Image.fromarray(frame) for frame in tensor)
+    stream = io.BytesIO()
+    first.save(
+        stream, "GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0
+    )
+    _, height, width, channels = tensor.shape
+    return Summary.Image(
+        height=height, width=width, colorspace=channels, encoded_image_string=stream.getvalue()
+    )
 
 
 def cure_class_names() -> str | None:
