@@ -15,10 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from mvitv2_core import LoadReport, MViT
 from mvitv2_core.checkpoint import CheckpointError, fit_checkpoint, read_content
+from mvitv2_core.checkpoint.path_handler import register_with
 from mvitv2_core.checkpoint.reading import NESTS, plain_state
 from mvitv2_core.checkpoint.report import listing
 from mvitv2_core.checkpoint.whole import WholeWrites
@@ -27,7 +29,10 @@ SAFE_SUFFIXES = (".pkl", ".pyth", ".safetensors")
 
 
 def install() -> None:
-    """Wrap ``DetectionCheckpointer``; doing it again changes nothing."""
+    """Wrap ``DetectionCheckpointer``, and let detectron2 read ``mvitv2://NAME``.
+
+    Doing it again changes nothing.
+    """
     if hasattr(DetectionCheckpointer, "_mvitv2_wrapped"):
         return
     load_file, load_model = DetectionCheckpointer._load_file, DetectionCheckpointer._load_model
@@ -64,6 +69,7 @@ def install() -> None:
     DetectionCheckpointer._load_file = safe_load_file
     DetectionCheckpointer._load_model = fitted_load_model
     DetectionCheckpointer._mvitv2_wrapped = True
+    register_with(PathManager)
 
 
 def _backbones(model: nn.Module) -> dict[str, MViT]:

@@ -9,12 +9,12 @@ import logging
 
 from .locate import PySlowFastError
 from .model import MViTv2
-from .plugin import connect
+from .plugin import register
 
 __all__ = ["MViTv2"]
 
 try:
-    connect()
+    register()
 except PySlowFastError as error:
     # The model works without PySlowFast's trainer, so this is no reason to fail the import.
     logging.getLogger(__name__).warning("MViTv2 is not registered: %s", error)

@@ -3,7 +3,8 @@
 PySlowFast's main branch does not import, or does not run, with current torchvision and
 pytorchvideo, nor without a CUDA driver. Each function here mends one break from outside: it
 first looks whether the break is there, says in one line what it did, and does nothing the second
-time.
+time. Importing this project's package applies what PySlowFast's models need to be imported, and
+no more; the launcher applies the rest.
 """
 
 from __future__ import annotations
@@ -12,36 +13,49 @@ import importlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import video_io
-from .saving import cure_checkpoint_writes
+from .pytorchvideo_names import DISTRIBUTED, SoftTargetCrossEntropyLoss
 
 logger = logging.getLogger(__name__)
 applied: list[str] = []
 
 
-def apply_cures(root: Path) -> None:
-    """Apply what this environment needs before ``slowfast`` is imported, and after.
+def cure_model_imports() -> None:
+    """What ``slowfast.models`` needs to be imported, but for detectron2 (``roi_align``)."""
+    cure_distributed_names()
+    cure_soft_target_loss()
+
+
+def cure_trainer(root: Path) -> None:
+    """What PySlowFast's loaders, trainer and tools need besides.
 
     Args:
         root: PySlowFast's folder, as ``locate.find_root`` gives it.
     """
-    cure_distributed_names()
-    cure_soft_target_loss()
-    cure_detectron2()
+    from . import decoding, saving, visualization
+    from .roi_align import stand_in_for_detectron2
+
     cure_functional_tensor()
     cure_vision_package(root)
     cure_video_reader()
     cure_cuda_calls()
+    with stand_in_for_detectron2():
+        # Whatever names detectron2 is imported here, so that it need not be there later.
+        from slowfast.visualization import predictor, video_visualizer  # noqa: F401
     cure_top5()
-    log_cure(cure_checkpoint_writes())
+    log_cure(saving.cure_checkpoint_writes())
+    log_cure(decoding.cure_pyav_backend())
+    log_cure(visualization.cure_clip_pictures())
+    log_cure(visualization.cure_class_names())
+    log_cure(visualization.cure_layer_outputs())
 
 
 def log_cure(line: str | None) -> None:
@@ -51,9 +65,19 @@ def log_cure(line: str | None) -> None:
         logger.info(line)
 
 
-def _add_module(name: str, **contents: object) -> ModuleType:
-    """Put a module of ``contents`` into ``sys.modules`` and on its parent, as an import would."""
-    module = ModuleType(name, "Stand-in made by mvitv2_slowfast.compat.")
+def add_module(name: str, path: list[str] | None = None, **contents: object) -> ModuleType:
+    """Put a module of ``contents`` into ``sys.modules`` and on its parent, as an import would.
+
+    Args:
+        name: with dots; what stands before the last one must have been imported.
+        path: where a package's modules are, [] for nowhere; None for a module.
+        contents: its names.
+    """
+    module = ModuleType(name, f"Stand-in made by {__name__}.")
+    spec = ModuleSpec(name, None, origin=__name__, is_package=path is not None)
+    if path is not None:
+        spec.submodule_search_locations = module.__path__ = path
+    module.__spec__, module.__package__ = spec, name if path is not None else spec.parent
     module.__dict__.update(contents)
     sys.modules[name] = module
     parent, _, child = name.rpartition(".")
@@ -66,67 +90,11 @@ def cure_distributed_names() -> None:
     """pytorchvideo 0.1.5 lacks five names that ``slowfast.utils.distributed`` imports."""
     from pytorchvideo.layers import distributed
 
-    missing = [name for name in _DISTRIBUTED if not hasattr(distributed, name)]
+    missing = [name for name in DISTRIBUTED if not hasattr(distributed, name)]
     for name in missing:
-        setattr(distributed, name, _DISTRIBUTED[name])
+        setattr(distributed, name, DISTRIBUTED[name])
     if missing:
         log_cure(f"pytorchvideo.layers.distributed: added {', '.join(missing)}")
-
-
-class _LocalGroup:
-    """The process group of this machine's ranks, once training is distributed."""
-
-    group: Any = None
-
-
-def init_distributed_training(num_gpus: int, shard_id: int) -> None:
-    """Make the process group of each machine's ``num_gpus`` ranks; ``shard_id`` is this one."""
-    if num_gpus <= 1:
-        return
-    for shard in range(torch.distributed.get_world_size() // num_gpus):
-        ranks = list(range(shard * num_gpus, (shard + 1) * num_gpus))
-        group = torch.distributed.new_group(ranks)  # every rank must take part in making each
-        if shard == shard_id:
-            _LocalGroup.group = group
-
-
-def get_local_process_group() -> Any:
-    """The process group of this machine, None where training is not distributed."""
-    return _LocalGroup.group
-
-
-def get_local_size() -> int:
-    """Number of ranks on this machine."""
-    return torch.distributed.get_world_size(_LocalGroup.group) if _distributed() else 1
-
-
-def get_local_rank() -> int:
-    """Rank on this machine."""
-    return torch.distributed.get_rank(_LocalGroup.group) if _distributed() else 0
-
-
-def cat_all_gather(tensor: Tensor, local: bool = False) -> Tensor:
-    """(N, ...) of every rank, or of this machine's, joined along the first axis. No gradient."""
-    size = get_local_size() if local else torch.distributed.get_world_size()
-    parts = [torch.empty_like(tensor) for _ in range(size)]
-    torch.distributed.all_gather(parts, tensor, group=_LocalGroup.group if local else None)
-    return torch.cat(parts)
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-_DISTRIBUTED: dict[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (
-        cat_all_gather,
-        get_local_process_group,
-        get_local_rank,
-        get_local_size,
-        init_distributed_training,
-    )
-}
 
 
 def cure_soft_target_loss() -> None:
@@ -135,81 +103,12 @@ def cure_soft_target_loss() -> None:
         return
     import pytorchvideo  # noqa: F401  the parent of what is added
 
-    _add_module("pytorchvideo.losses", __path__=[])
-    _add_module(
+    add_module("pytorchvideo.losses", [])
+    add_module(
         "pytorchvideo.losses.soft_target_cross_entropy",
         SoftTargetCrossEntropyLoss=SoftTargetCrossEntropyLoss,
     )
     log_cure("pytorchvideo.losses: added SoftTargetCrossEntropyLoss")
-
-
-class SoftTargetCrossEntropyLoss(nn.Module):
-    """Cross entropy against a distribution over the classes.
-
-    Args:
-        ignore_index: class index of samples that do not count.
-        reduction: "mean" over the samples that count, or "none".
-        normalize_targets: divide each target by its sum.
-
-    Raises:
-        ValueError: another ``reduction``.
-    """
-
-    def __init__(
-        self, ignore_index: int = -100, reduction: str = "mean", normalize_targets: bool = True
-    ) -> None:
-        super().__init__()
-        if reduction not in ("mean", "none"):
-            raise ValueError(f"reduction must be mean or none, got {reduction!r}")
-        self.ignore_index, self.reduction = ignore_index, reduction
-        self.normalize_targets = normalize_targets
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """(B, classes) logits; (B, classes) distributions or (B,) class indices -> loss."""
-        counts = torch.ones(input.shape[0], dtype=input.dtype, device=input.device)
-        if target.ndim == 1:
-            counts = (target != self.ignore_index).to(input.dtype)
-            indices = target.where(target != self.ignore_index, torch.zeros_like(target))
-            target = nn.functional.one_hot(indices, input.shape[1])
-        target = target.to(input.dtype)
-        if self.normalize_targets:
-            target = target / target.sum(dim=-1, keepdim=True).clamp_min(1e-5)
-        loss = -(target * input.log_softmax(dim=-1)).sum(dim=-1) * counts
-        return loss if self.reduction == "none" else loss.sum() / counts.sum().clamp_min(1.0)
-
-
-def cure_detectron2() -> None:
-    """Without detectron2: ROIAlign over torchvision; its demo code raises when used."""
-    if "detectron2" in sys.modules or importlib.util.find_spec("detectron2"):
-        return
-    from torchvision.ops import RoIAlign
-
-    class ROIAlign(RoIAlign):
-        """detectron2's argument order over torchvision's operator, which it wraps too."""
-
-        def __init__(
-            self,
-            output_size: tuple[int, int],
-            spatial_scale: float,
-            sampling_ratio: int,
-            aligned: bool = True,
-        ) -> None:
-            super().__init__(output_size, spatial_scale, sampling_ratio, aligned)
-
-    class Missing:
-        """Stands in for a class or function of PySlowFast's demo, which needs detectron2."""
-
-        def __init__(self, *args: object, **kwargs: object) -> None:
-            raise ImportError("PySlowFast's demo and its video visualizer need detectron2")
-
-    _add_module("detectron2", __path__=[], __version__="0")
-    _add_module("detectron2.layers", ROIAlign=ROIAlign)
-    _add_module("detectron2.model_zoo", get_config_file=Missing, get_checkpoint_url=Missing)
-    _add_module("detectron2.config", get_cfg=Missing)
-    _add_module("detectron2.engine", DefaultPredictor=Missing)
-    _add_module("detectron2.utils", __path__=[])
-    _add_module("detectron2.utils.visualizer", Visualizer=Missing)
-    log_cure("detectron2 is not installed: ROIAlign from torchvision stands in; demos will not run")
 
 
 def cure_functional_tensor() -> None:
@@ -231,10 +130,10 @@ def cure_vision_package(root: Path) -> None:
         return
     for parent in ("vision", "vision.fair"):
         if parent not in sys.modules and not _importable(parent):
-            _add_module(parent, __path__=[])
+            add_module(parent, [])
     if "vision.fair" not in sys.modules:
         importlib.import_module("vision.fair")
-    _add_module(name, __path__=[str(root)])
+    add_module(name, [str(root)])
     log_cure(f"{name}: now stands for PYSLOWFAST_ROOT")
 
 

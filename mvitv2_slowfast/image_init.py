@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from mvitv2_core.checkpoint import load_checkpoint
+from mvitv2_core.checkpoint.path_handler import local_path
 from mvitv2_core.model import MViT
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ def load_image_weights(model: MViT, cfg: Any) -> None:
     if train.get("AUTO_RESUME", False) and _has_checkpoint(cfg):
         logger.info("MVITV2.IMAGE_CHECKPOINT is not read: a checkpoint in OUTPUT_DIR wins")
         return
-    report = load_checkpoint(model, path, allow_new=MAY_DIFFER, allow_unused=MAY_DIFFER)
+    file = local_path(path)
+    report = load_checkpoint(model, file, allow_new=MAY_DIFFER, allow_unused=MAY_DIFFER)
     logger.info("MVITV2.IMAGE_CHECKPOINT: %s", report)
 
 

@@ -1,16 +1,22 @@
-"""Plugs MViTv2 into PySlowFast: cures, registration, and the config node ``MVITV2``."""
+"""Plugs MViTv2 into PySlowFast: registration, the config node ``MVITV2``, weights, cures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from .compat import apply_cures
+from mvitv2_core.checkpoint.path_handler import register_with
+
+from . import compat
 from .locate import HOW_TO_GET, PySlowFastError, find_root
 from .model import MViTv2
+from .roi_align import stand_in_for_detectron2
 
 
-def connect() -> Path | None:
+def register() -> Path | None:
     """Register ``MViTv2`` with PySlowFast, if there is one. Doing it again changes nothing.
+
+    This is what importing the package does. It changes nothing outside of PySlowFast but for what
+    its models need to be imported: names that pytorchvideo lacks, and its folder on ``sys.path``.
 
     Returns:
         PySlowFast's folder, or None where there is no PySlowFast.
@@ -22,17 +28,46 @@ def connect() -> Path | None:
     if root is None:
         return None
     try:
-        apply_cures(root)
-        from slowfast.config import defaults
-        from slowfast.models.build import MODEL_REGISTRY
+        compat.cure_model_imports()
+        with stand_in_for_detectron2() as line:
+            from slowfast.config import defaults
+            from slowfast.models.build import MODEL_REGISTRY
+            from slowfast.utils.env import checkpoint_pathmgr, pathmgr
     except ImportError as error:
-        raise PySlowFastError(
-            f"PySlowFast in {root} cannot be imported: {error}. Install what is missing; "
-            f"for a fresh start: {HOW_TO_GET}."
-        ) from error
+        raise _cannot_be_imported(root, error) from error
     if MViTv2.__name__ not in MODEL_REGISTRY:
+        compat.log_cure(line)
         MODEL_REGISTRY.register(MViTv2)
     if "MVITV2" not in defaults._C:
         # Path of an image checkpoint to inflate before training; "" for none.
         defaults._C.MVITV2 = defaults.CfgNode({"IMAGE_CHECKPOINT": ""})
+    for manager in (pathmgr, checkpoint_pathmgr):
+        register_with(manager)
     return root
+
+
+def connect() -> Path | None:
+    """``register``, and let PySlowFast's loaders, trainer and tools run: what the launcher does.
+
+    For programs of your own that use more of PySlowFast than its models. Doing it again changes
+    nothing. What it mends in other packages, such as ``torch.cuda.synchronize`` without CUDA, it
+    mends for the whole process.
+
+    Returns, raises:
+        As ``register``.
+    """
+    root = register()
+    if root is None:
+        return None
+    try:
+        compat.cure_trainer(root)
+    except ImportError as error:
+        raise _cannot_be_imported(root, error) from error
+    return root
+
+
+def _cannot_be_imported(root: Path, error: ImportError) -> PySlowFastError:
+    return PySlowFastError(
+        f"PySlowFast in {root} cannot be imported: {error}. Install what is missing; "
+        f"for a fresh start: {HOW_TO_GET}."
+    )

@@ -3,7 +3,8 @@
     python -m mvitv2_slowfast.run_net --cfg FILE [--opts KEY VALUE ...]
 
 The ranks that PySlowFast spawns import this file again as their main module (``__mp_main__``),
-so registration and cures happen at module level: here, and in the package's import.
+so registration and cures happen at module level. Importing the package registers the model and
+cures no more than that needs.
 """
 
 from __future__ import annotations
@@ -13,22 +14,28 @@ from typing import NoReturn
 
 from mvitv2_slowfast import compat
 from mvitv2_slowfast.locate import HOW_TO_GET, PySlowFastError
-from mvitv2_slowfast.plugin import connect
+from mvitv2_slowfast.plugin import connect, register
 
 
 def prepare() -> None:
     """Register the model and apply every cure; exit code 2, and why, without PySlowFast."""
     try:
-        root = connect()
+        register()
     except PySlowFastError:
         sys.exit(2)  # the package's import has said why
+    try:
+        root = connect()
+    except PySlowFastError as error:
+        _give_up(str(error))
     if root is None:
         _give_up(f"PySlowFast was not found. To get it: {HOW_TO_GET}.")
     if not (root / "tools" / "run_net.py").is_file():
         _give_up(f"{root} has no tools/run_net.py: {HOW_TO_GET}.")
     from mvitv2_slowfast.ava import cure_ava_test
+    from mvitv2_slowfast.visualization import cure_clip_loops
 
     compat.log_cure(cure_ava_test())
+    compat.log_cure(cure_clip_loops())
 
 
 def main() -> None:

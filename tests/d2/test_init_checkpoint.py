@@ -94,6 +94,18 @@ def check_backbone(model: nn.Module, image: dict[str, torch.Tensor]) -> int:
 EXTRAS = {"epoch": np.float64(99), "best": np.float32(1), "cfg": "TRAIN: {}", "step": np.int64(7)}
 
 
+def test_official_weights_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``mvitv2://NAME``, here in torch.hub's cache already; the download has its own test."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    image = image_state()
+    cache = tmp_path / "hub/checkpoints"
+    cache.mkdir(parents=True)
+    torch.save({"model_state": image, **EXTRAS}, cache / "MViTv2_T_in1k.pyth")
+    model = detector()
+    DetectionCheckpointer(model).load("mvitv2://mvitv2_tiny_in1k")
+    check_backbone(model, image)
+
+
 @pytest.mark.parametrize("size", [224, 96, 512])
 def test_official_image_file(tmp_path: Path, size: int) -> None:
     image = image_state()

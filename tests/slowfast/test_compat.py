@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mvitv2_slowfast import compat, video_io
+from mvitv2_slowfast import compat, roi_align, video_io
 from mvitv2_slowfast.locate import PySlowFastError, find_root
+from mvitv2_slowfast.pytorchvideo_names import SoftTargetCrossEntropyLoss
 from tests.slowfast.launch import ROOT, needs_pyslowfast, python
 
 RUN = ("-m", "mvitv2_slowfast.run_net", "--cfg", "x.yaml")
@@ -115,6 +113,7 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
 def test_cures_do_nothing_the_second_time() -> None:
     from mvitv2_slowfast.plugin import connect
 
+    connect()
     before = list(compat.applied)
     assert connect() == Path(ROOT).resolve()
     assert compat.applied == before
@@ -156,107 +155,104 @@ def test_vision_package(tmp_path: Path) -> None:
         assert thing.VALUE == 3
 
 
-def test_detectron2_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(compat, "applied", [])
-    with without("detectron2"):
-        compat.cure_detectron2()
-        compat.cure_detectron2()
-        from detectron2.layers import ROIAlign
-        from detectron2.utils.visualizer import Visualizer
-    from torchvision.ops import roi_align
+# Runs before anything else: detectron2 as if it were not installed.
+HIDE = """
+import importlib.machinery, importlib.util, pickle, sys
+find = importlib.machinery.PathFinder.find_spec
+importlib.machinery.PathFinder.find_spec = classmethod(
+    lambda cls, name, path=None, target=None:
+    None if name.split(".")[0] == "detectron2" else find(name, path, target)
+)
+"""
+IMPORT = """
+import torch, torchvision.io
+calls = torch.cuda.synchronize, torch.cuda.set_device
+import mvitv2_slowfast
+from mvitv2_slowfast import compat
+from slowfast.models import head_helper
+from slowfast.models.build import MODEL_REGISTRY
+assert MODEL_REGISTRY.get("MViTv2") is mvitv2_slowfast.MViTv2
+assert (torch.cuda.synchronize, torch.cuda.set_device) == calls
+for name in ("vision", "torchvision.transforms.functional_tensor"):
+    assert name not in sys.modules, name
+"""
+ASK = """
+def check():
+    assert importlib.util.find_spec("detectron2") is None
+    assert not [name for name in sys.modules if name.startswith("detectron2")]
+    ours = [n for n, m in sys.modules.items() if (m.__doc__ or "").startswith("Stand-in made")]
+    assert "pytorchvideo.losses" in ours
+    for name in ours:
+        spec = importlib.util.find_spec(name)
+        assert spec.name == name and spec.origin == "mvitv2_slowfast.compat", name
 
-    assert len(compat.applied) == 1
+check()
+align = head_helper.ROIAlign([7, 7], 0.25, 0, True)
+assert pickle.loads(pickle.dumps(align)).output_size == [7, 7]
+from mvitv2_slowfast.plugin import connect
+connect()
+check()
+import vision.fair.slowfast.tools.run_net
+from slowfast.visualization.video_visualizer import ImgVisualizer
+try:
+    ImgVisualizer(None, None)
+except ImportError as error:
+    print(error, *compat.applied, sep="\\n")
+"""
+
+
+@needs_pyslowfast
+def test_import_changes_no_more_than_registration_needs(tmp_path: Path) -> None:
+    code = IMPORT.replace("import torch,", "import sys, torch,")
+    result = python("-c", code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+@needs_pyslowfast
+def test_nobody_is_told_that_detectron2_is_installed(tmp_path: Path) -> None:
+    """Neither after an import nor with every cure; every other stand-in has a spec."""
+    result = python("-c", HIDE + IMPORT + ASK, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "demo and its video visualizer need detectron2" in result.stdout
+    assert result.stdout.count("detectron2 is not installed: ROIAlign is torchvision's") == 1
+
+
+def test_detectron2_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roi_align.importlib.util, "find_spec", lambda name: None)
+    with without("detectron2"):
+        with roi_align.stand_in_for_detectron2() as line:
+            from detectron2.layers import ROIAlign
+        assert line is not None and "detectron2" not in sys.modules
+    from torchvision.ops import roi_align as operator
+
     grid = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[0.0, 3, 3, 40, 50]])
     align = ROIAlign([7, 7], spatial_scale=1 / 8, sampling_ratio=0, aligned=True)
-    expected = roi_align(grid, boxes, [7, 7], 1 / 8, 0, True)
-    assert torch.equal(align(grid, boxes), expected)
-    with pytest.raises(ImportError, match="need detectron2"):
-        type("Ours", (Visualizer,), {})(None)
+    assert torch.equal(align(grid, boxes), operator(grid, boxes, [7, 7], 1 / 8, 0, True))
 
 
 def test_soft_target_loss() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 5, generator=generator)
     target = torch.rand(4, 5, generator=generator)
-    loss = compat.SoftTargetCrossEntropyLoss(normalize_targets=False)
+    loss = SoftTargetCrossEntropyLoss(normalize_targets=False)
     assert loss(logits, target) == pytest.approx(F.cross_entropy(logits, target).item())
     normal = target / target.sum(dim=1, keepdim=True)
-    loss = compat.SoftTargetCrossEntropyLoss()
+    loss = SoftTargetCrossEntropyLoss()
     assert loss(logits, target) == pytest.approx(F.cross_entropy(logits, normal).item())
     classes = torch.tensor([1, -100, 4, 0])
     assert loss(logits, classes) == pytest.approx(F.cross_entropy(logits, classes).item())
-    each = compat.SoftTargetCrossEntropyLoss(reduction="none")(logits, classes)
+    each = SoftTargetCrossEntropyLoss(reduction="none")(logits, classes)
     assert torch.allclose(each, F.cross_entropy(logits, classes, reduction="none"))
     with pytest.raises(ValueError, match="reduction must be mean or none"):
-        compat.SoftTargetCrossEntropyLoss(reduction="sum")
-
-
-def clip_bytes(fps: int = 30, frames: int = 48, b_frames: bool = True) -> torch.Tensor:
-    """An H.264 clip of grey frames, each 5 brighter than the one before."""
-    av = pytest.importorskip("av", reason="reading clips needs PyAV: pip install av")
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        stream.options = {"crf": "1", "bf": "3" if b_frames else "0", "g": "12"}
-        for step in range(frames):
-            grey = np.full((64, 96, 3), 5 * step, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
-        container.mux(stream.encode())
-    return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
-
-
-def steps(frames: torch.Tensor) -> list[int]:
-    """Which frames of ``clip_bytes`` these are."""
-    return (frames.float().mean(dim=(1, 2, 3)) / 5).round().int().tolist()
-
-
-@pytest.mark.parametrize("b_frames", [True, False])
-def test_probe_and_read_by_time(b_frames: bool) -> None:
-    data = clip_bytes(b_frames=b_frames)
-    meta = video_io.probe_video_from_memory(data)
-    assert meta.has_video and not meta.has_audio
-    assert meta.video_fps == 30 and meta.video_duration == pytest.approx(48 / 30)
-    unit = meta.video_timebase
-    pts = Fraction(1, 30) / unit  # of one frame
-
-    def read(first: int, last: int, **options: int) -> torch.Tensor:
-        frames, sound = video_io.read_video_from_memory(
-            data,
-            video_pts_range=(int(first * pts), int(last * pts) if last >= 0 else -1),
-            video_timebase_numerator=unit.numerator,
-            video_timebase_denominator=unit.denominator,
-            **options,
-        )
-        assert sound.shape == (0,)
-        return frames
-
-    assert steps(read(0, -1)) == list(range(48))
-    assert steps(read(17, 31)) == list(range(17, 32))
-    assert steps(read(40, 90)) == list(range(40, 48))
-    assert read(90, 95).shape == (0,)
-    assert read(3, 3).shape == (1, 64, 96, 3) and read(3, 3).dtype == torch.uint8
-    assert read(3, 3, video_min_dimension=32).shape == (1, 32, 48, 3)
-    assert read(3, 3, video_width=20, video_height=10).shape == (1, 10, 20, 3)
-    with pytest.raises(ValueError, match="video_width and video_height"):
-        read(3, 3, video_width=20)
-    with pytest.raises(ValueError, match="read_audio_stream"):
-        read(3, 3, read_audio_stream=1)
-
-
-def test_no_video_and_damaged_video() -> None:
-    av = pytest.importorskip("av", reason="reading clips needs PyAV: pip install av")
-    with pytest.raises(av.error.FFmpegError):
-        video_io.probe_video_from_memory(torch.zeros(100, dtype=torch.uint8))
-    data = clip_bytes()
-    frames, _ = video_io.read_video_from_memory(data, read_video_stream=False)
-    assert frames.shape == (0,)
+        SoftTargetCrossEntropyLoss(reduction="sum")
 
 
 @needs_pyslowfast
 def test_top5_of_few_classes() -> None:
+    from mvitv2_slowfast.plugin import connect
+
+    connect()
     from slowfast.utils.metrics import topks_correct
 
     preds = torch.tensor([[0.1, 0.9], [0.8, 0.2]])

@@ -9,6 +9,8 @@ import torch
 import yaml
 from fvcore.common.config import CfgNode
 
+from mvitv2_core.checkpoint.path_handler import PREFIX
+from mvitv2_core.checkpoint.registry import OFFICIAL as WEIGHTS
 from mvitv2_core.cost import classifier_cost
 from mvitv2_slowfast import MViTv2
 from mvitv2_slowfast.config import read_config
@@ -58,6 +60,21 @@ def check_official(cfg: CfgNode, name: str) -> None:
     state = {key: list(value.shape) for key, value in model.state_dict().items()}
     assert state == OFFICIAL[name]["state"]
     assert sum(p.numel() for p in model.parameters()) == OFFICIAL[name]["params"]
+
+
+def test_recipes_start_from_weights_that_there_are() -> None:
+    """By official name or by address, never a file that somebody would have to have."""
+    found = []
+    for path in CONFIGS.rglob("*.yaml"):
+        for line in path.read_text().splitlines():
+            key, _, value = line.partition("  #")[0].strip().partition(": ")
+            if key in ("CHECKPOINT_FILE_PATH", "IMAGE_CHECKPOINT", "WEIGHTS") and value != '""':
+                if value.startswith(PREFIX):
+                    assert value.removeprefix(PREFIX) in WEIGHTS, path
+                else:
+                    assert value.startswith(("detectron2://", "https://")), path
+                found.append(value)
+    assert len(found) >= 17
 
 
 def test_every_official_video_model_is_listed() -> None:

@@ -50,6 +50,38 @@ def test_a_still_clip_gives_the_image_models_output(image: tuple[MViTv2, Path]) 
     assert error(clips([frames]), model.double()([still])) < 1e-9
 
 
+def in_cache(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a checkpoint where the official T lies once it was downloaded."""
+    monkeypatch.setenv("TORCH_HOME", str(folder))
+    (folder / "hub/checkpoints").mkdir(parents=True)
+    path.rename(folder / "hub/checkpoints/MViTv2_T_in1k.pyth")
+
+
+def test_official_weights_by_name(
+    image: tuple[MViTv2, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = MViTv2(clip_cfg(image[1])).state_dict()
+    in_cache(image[1], tmp_path / "cache", monkeypatch)
+    loaded = MViTv2(clip_cfg("mvitv2://mvitv2_tiny_in1k")).state_dict()
+    assert torch.equal(loaded["blocks.1.attn.qkv.weight"], expected["blocks.1.attn.qkv.weight"])
+    assert torch.equal(loaded["patch_embed.proj.weight"], expected["patch_embed.proj.weight"])
+
+
+@needs_pyslowfast
+def test_pyslowfast_loads_official_weights_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``TRAIN.CHECKPOINT_FILE_PATH`` and its kind go through PySlowFast's path manager."""
+    from slowfast.utils.checkpoint import load_checkpoint
+
+    model, other = (randomize(MViTv2(make_cfg(CLIP)), seed) for seed in (0, 1))
+    torch.save({"epoch": 3, "model_state": model.state_dict()}, tmp_path / "clips.pyth")
+    in_cache(tmp_path / "clips.pyth", tmp_path / "cache", monkeypatch)
+    load_checkpoint("mvitv2://mvitv2_tiny_in1k", other, data_parallel=False, epoch_reset=True)
+    state = model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in other.state_dict().items())
+
+
 def test_new_head_keeps_its_start(image: tuple[MViTv2, Path]) -> None:
     cfg = clip_cfg(image[1])
     cfg.MODEL.NUM_CLASSES = 11

@@ -148,7 +148,8 @@ def probe(cfg):
 # The launcher as the main module, with the probe in the place of PySlowFast's training job.
 DRIVER = """
 import runpy
-import mvitv2_slowfast
+from mvitv2_slowfast.plugin import connect
+connect()
 import vision.fair.slowfast.tools.run_net as upstream
 from probe import probe
 
