@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mvitv2_core.checkpoint.whole import UNFINISHED, WholeWrites
+from mvitv2_core.checkpoint.files import UNFINISHED, WholeWrites
 
 pytest.importorskip("safetensors", reason="pip install safetensors to run")
 REPOSITORY = Path(__file__).parents[2]
