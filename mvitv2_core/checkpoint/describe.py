@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def read_layout(state: Mapping[str, Tensor]) -> Layout:
         tensor = state.get(name)
         return tensor.shape[axis] if tensor is not None and tensor.ndim > axis else None
 
-    depths = tuple(end - start for start, end in zip(starts, starts[1:], strict=False))
+    depths = tuple(end - start for start, end in pairwise(starts))
     embed_dim = size("patch_embed.proj.weight") or 0
     attn = "blocks.0.attn."
     head_dim = size(f"{attn}pool_k.weight") or size(f"{attn}rel_pos_h", 1)

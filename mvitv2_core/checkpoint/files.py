@@ -12,6 +12,7 @@ import os
 import pickle
 import secrets
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,14 +23,13 @@ import torch
 from torch import Tensor
 
 from ._unpickle import RefusedGlobal, read_pickle, read_torch
-from .formats import average_inside, unwrapped, weights_keys
+from .formats import average_inside, unwrapped, weights_keys, wrapped
 from .report import CheckpointError, listing
 
-AUTHOR = "mvitv2"
 PICKLES, TORCH = (".pkl", ".pickle"), (".pyth", ".pth", ".pt")
 SUFFIXES = (*TORCH, ".bin", ".ckpt", ".safetensors", *PICKLES)
-# One name, so that the next write replaces what a kill left. It must not look like a checkpoint:
-# PySlowFast takes any name with "checkpoint" in it for one, detectron2 any that ends in ".pth".
+# One name, which the next write replaces after a kill, and which no trainer takes for a
+# checkpoint's: PySlowFast looks for "checkpoint" in names, detectron2 for ".pth" at their end.
 UNFINISHED = ".mvitv2-unfinished"
 
 
@@ -70,8 +70,8 @@ def read_checkpoint(
         CheckpointError: the file is missing, damaged, of another kind, asks for objects other
             than tensors, arrays and plain containers, or holds no average where one is asked for.
     """
-    file = os.fspath(path)
-    container, content = _read(file)
+    file, (container, content) = os.fspath(path), read_file(path)
+    content = _by_name(file, content)
     nest, average = weights_keys(file, content)
     if ema and not average:
         keys = listing([str(key) for key in content])
@@ -86,24 +86,39 @@ def read_checkpoint(
 
 
 def read_content(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Everything that a checkpoint file holds, read as ``read_checkpoint`` reads it.
-
-    Raises:
-        CheckpointError: as there.
-    """
-    return _read(os.fspath(path))[1]
+    """Everything that a checkpoint file holds, read as ``read_checkpoint`` reads it."""
+    return _by_name(os.fspath(path), read_file(path)[1])
 
 
-def _read(file: str) -> tuple[str, Mapping[Any, Any]]:
+def _by_name(file: str, content: Any) -> Mapping[Any, Any]:
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{file}: holds a {type(content).__name__}, not tensors by name")
+    return content
+
+
+def read_file(path: str | os.PathLike[str]) -> tuple[str, Any]:
+    """The kind of a file ("torch", "pickle" or "safetensors"), and whatever it holds."""
+    file = os.fspath(path)
     suffix = Path(file).suffix.lower()
-    if suffix not in SUFFIXES:
-        what = "is a directory" if os.path.isdir(file) else "no checkpoint by its name"
-        raise CheckpointError(
-            f"{file}: {what}: a file must end in {', '.join(SUFFIXES)}, or be one of the "
-            f"official names in MODEL_ZOO.md"
-        )
     try:
-        container, content = _read_any(file, suffix)
+        if os.path.isdir(file):
+            raise CheckpointError(f"{file}: is a directory, not a checkpoint file")
+        if suffix not in SUFFIXES:
+            raise CheckpointError(
+                f"{file}: no checkpoint by its name: a file must end in {', '.join(SUFFIXES)}, or "
+                f"be one of the official names in MODEL_ZOO.md"
+            )
+        with open(file, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size == 0:
+                raise CheckpointError(f"{file}: the file is empty")
+            if suffix == ".safetensors":
+                return "safetensors", _read_safetensors(file)
+            # Private: what somebody writes to a tensor stays in memory.
+            buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+            if suffix in PICKLES and buffer[:4] != b"PK\x03\x04":
+                return "pickle", read_pickle(stream, size)
+            return "torch", read_torch(stream, buffer)
     except CheckpointError:
         raise
     except FileNotFoundError as error:
@@ -118,25 +133,6 @@ def _read(file: str) -> tuple[str, Mapping[Any, Any]]:
         lines = [*str(error).strip().splitlines(), ""]
         cause = f"{type(error).__name__}: {lines[0][:200]}"
         raise CheckpointError(f"{file}: damaged or not a checkpoint: {cause}") from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{file}: holds a {type(content).__name__}, not tensors by name")
-    return container, content
-
-
-def _read_any(file: str, suffix: str) -> tuple[str, Any]:
-    if os.path.isdir(file):
-        raise CheckpointError(f"{file}: is a directory, not a checkpoint file")
-    with open(file, "rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if size == 0:
-            raise CheckpointError(f"{file}: the file is empty")
-        if suffix == ".safetensors":
-            return "safetensors", _read_safetensors(file)
-        # Private: what somebody writes to a tensor stays in memory.
-        buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-        if suffix in PICKLES and buffer[:4] != b"PK\x03\x04":
-            return "pickle", read_pickle(stream, size)
-        return "torch", read_torch(stream, buffer)
 
 
 def _read_safetensors(file: str) -> dict[str, Tensor]:
@@ -153,14 +149,14 @@ def _read_safetensors(file: str) -> dict[str, Tensor]:
 def plain_state(file: str, content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Tensors by name from tensors or arrays by name, without what wrappers put into names.
 
-    Raises:
-        CheckpointError: something else than tensors by name, nothing, or one name twice.
+    Raises CheckpointError for anything else than tensors by name, for nothing, for a name twice.
     """
     state: dict[str, Tensor] = {}
+    numpy = sys.modules.get("numpy")
     for name, value in content.items():
         if not isinstance(name, str):
             raise CheckpointError(f"{file}: holds a tensor named {name!r}, which is no text")
-        if any(c.__module__ == "numpy" and c.__name__ == "ndarray" for c in type(value).__mro__):
+        if numpy is not None and isinstance(value, numpy.ndarray):
             value = _tensor(file, name, value)
         if not isinstance(value, Tensor):
             kind = type(value).__name__
@@ -200,13 +196,10 @@ def check_tensors(file: str, state: Mapping[str, Tensor]) -> None:
 def whole_file(path: str | os.PathLike[str], name: str = "") -> Iterator[str]:
     """Let a file appear under its name when it is complete, and on no other terms.
 
-    Yields the path of an empty file in the same folder, for the ``with`` block to fill. At its
-    end the content goes to the disk, then the file to its name, with the permissions of any new
-    file. An exception removes it; what a kill leaves begins with ``.mvitv2-``.
-
-    Args:
-        path: where the file shall be; its folder must exist.
-        name: of the unfinished file; one of its own where not given.
+    Yields the path of an empty file in the same folder, which must exist, for the ``with`` block
+    to fill. At its end the content goes to the disk, then the file to its name, with a new file's
+    permissions. An exception removes it; what a kill leaves begins with ``.mvitv2-``, or is called
+    ``name`` where that is given.
     """
     path = os.fspath(path)
     unfinished = name or f".mvitv2-{secrets.token_hex(6)}.tmp"
@@ -230,10 +223,9 @@ def whole_file(path: str | os.PathLike[str], name: str = "") -> Iterator[str]:
 class WholeWrites:
     """A path manager like ``manager``, except that files opened for writing appear on closing.
 
-    detectron2 and PySlowFast write a checkpoint in place. Killed while writing, they leave half a
-    file, and PySlowFast resumes from the newest file whatever is in it; detectron2 opens the file
-    that names its last checkpoint for writing before it has anything to write. Paths with a
-    scheme, such as "s3://bucket/file", are left to ``manager``: its stores have their own rules.
+    detectron2 and PySlowFast write in place: killed, they leave half a checkpoint, from which
+    PySlowFast resumes, or (detectron2) an empty file for the last checkpoint's name. Paths with
+    a scheme, such as "s3://bucket/file", are left to ``manager``: its stores have their own rules.
 
     Args:
         manager: an ``iopath.common.file_io.PathManager``, or anything with its ``open``.
@@ -275,8 +267,7 @@ def write_checkpoint(
 
     Args:
         path: file to write; its directory must exist.
-        state: tensors by the format's names.
-        format: a key of ``FORMATS``.
+        state: tensors by the names of ``format``, a key of ``FORMATS``.
         force: replace an existing file.
 
     Raises:
@@ -285,7 +276,8 @@ def write_checkpoint(
     file = os.fspath(path)
     check_target(file, format, force)
     suffix = Path(file).suffix.lower()
-    state = {name: _alone(value) for name, value in state.items()}
+    # Copies: torch would write all of the memory that a slice is part of.
+    state = {name: value.detach().contiguous().clone() for name, value in state.items()}
     try:
         with whole_file(file) as target:
             if suffix == ".safetensors":
@@ -295,9 +287,9 @@ def write_checkpoint(
             elif suffix == ".pkl":
                 arrays = {name: value.numpy() for name, value in state.items()}
                 with open(target, "wb") as stream:
-                    pickle.dump(_content(arrays, format), stream, protocol=4)
+                    pickle.dump(wrapped(arrays, format), stream, protocol=4)
             else:
-                torch.save(_content(state, format), target)
+                torch.save(wrapped(state, format), target)
     except ImportError as error:
         raise CheckpointError(
             f"{file}: writing it needs safetensors (pip install safetensors)"
@@ -316,19 +308,3 @@ def check_target(path: str | os.PathLike[str], format: str, force: bool = False)
         raise CheckpointError(f"{file}: is a directory")
     if os.path.lexists(file) and not force:
         raise CheckpointError(f"{file}: exists already; use --force (force=True) to replace it")
-
-
-def _content(state: Mapping[str, Any], format: str) -> dict[str, Any]:
-    if format in ("image", "slowfast"):
-        return {"model_state": dict(state)}
-    if format == "detectron2":
-        # The last key makes detectron2 match names by their endings, as for its own backbones.
-        return {"model": dict(state), "__author__": AUTHOR, "matching_heuristics": True}
-    return dict(state)
-
-
-def _alone(value: Tensor) -> Tensor:
-    """Without the rest of a larger tensor's memory, which torch would write as well."""
-    value = value.detach().contiguous()
-    whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
-    return value if whole else value.clone()

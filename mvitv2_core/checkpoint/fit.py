@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ..config import MViTConfig
-from ..model import resample_abs_pos
+from ..model import MViTClassifier, resample_abs_pos
 from ..rel_pos import resample_table
+from .describe import Layout
 from .formats import KERNELS
-from .report import CheckpointError, Entry, Status
+from .report import CheckpointError, Entry, Status, listing
 
 TABLES = re.compile(r"blocks\.\d+\.attn\.rel_pos_[thw]")
 ABS_POS = re.compile(r"pos_embed(_spatial|_temporal|_class)?")
@@ -207,3 +208,31 @@ def centre_frame(file: str, state: Mapping[str, Tensor]) -> tuple[dict[str, Tens
         found[name], status, note = result or (source, "loaded", "")
         entries.append(Entry(name, status, tuple(found[name].shape), name, seen, note))
     return found, entries
+
+
+def resize(
+    file: str, state: Mapping[str, Tensor], layout: Layout, input_size: tuple[int, ...]
+) -> tuple[dict[str, Tensor], list[Entry]]:
+    """Position tables for another nominal size, of a published variant, and one entry for each
+    tensor; CheckpointError if there are tables that cannot be had."""
+    if layout.variant is None:
+        raise CheckpointError(f"{file}: only published variants can be resized, it holds {layout}")
+    if len(input_size) != layout.rank:
+        raise CheckpointError(f"{file}: input_size must have {layout.rank} sizes, got {input_size}")
+    config = MViTConfig.variant(
+        layout.variant, input_size, dim_mul_in_att=layout.in_att is not False
+    )
+    with torch.device("meta"):
+        shapes = shapes_of(MViTClassifier(config).state_dict())
+    # Only position tables follow the size; everything else keeps the file's shape.
+    wanted = {n: shapes.get(n, s) if "rel_pos_" in n else s for n, s in shapes_of(state).items()}
+    if layout.rank == 2 and (split := square(*wanted.get("pos_embed", (0, 0))[1:2])):
+        rows = split[0] + prod(config.blocks[0].thw)
+        wanted["pos_embed"] = (1, rows, wanted["pos_embed"][2])
+    fitted, entries = fit_state_dict(state, wanted, config)
+    lost = [name for name in state if name not in fitted]
+    if layout.rank == 3:
+        lost += [name for name in state if name.startswith("pos_embed")]
+    if lost:
+        raise CheckpointError(f"{file}: cannot be resized to {input_size}: {listing(lost)}")
+    return fitted, entries

@@ -17,29 +17,17 @@ from .report import CheckpointError
 
 # Every name that an MViTv2 can have here. {i} block, {x} one of q, k, v, {a} axis, {p} weight or
 # bias, {n} scale.
-NAMES = tuple(
-    [
-        "patch_embed.proj.{p}",
-        "cls_token",
-        "pos_embed",
-        "pos_embed_spatial",
-        "pos_embed_temporal",
-        "pos_embed_class",
-        "blocks.{i}.norm1.{p}",
-        "blocks.{i}.attn.qkv.{p}",
-        "blocks.{i}.attn.proj.{p}",
-        "blocks.{i}.attn.pool_{x}.weight",
-        "blocks.{i}.attn.norm_{x}.{p}",
-        "blocks.{i}.attn.rel_pos_{a}",
-        "blocks.{i}.norm2.{p}",
-        "blocks.{i}.mlp.fc1.{p}",
-        "blocks.{i}.mlp.fc2.{p}",
-        "blocks.{i}.proj.{p}",
-        "norm.{p}",
-        "head.projection.{p}",
-        "scale{n}_norm.{p}",
-    ]
+# fmt: off
+NAMES = (
+    "patch_embed.proj.{p}", "cls_token",
+    "pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class",
+    "blocks.{i}.norm1.{p}", "blocks.{i}.attn.qkv.{p}", "blocks.{i}.attn.proj.{p}",
+    "blocks.{i}.attn.pool_{x}.weight", "blocks.{i}.attn.norm_{x}.{p}",
+    "blocks.{i}.attn.rel_pos_{a}", "blocks.{i}.norm2.{p}", "blocks.{i}.mlp.fc1.{p}",
+    "blocks.{i}.mlp.fc2.{p}", "blocks.{i}.proj.{p}",
+    "norm.{p}", "head.projection.{p}", "scale{n}_norm.{p}",
 )
+# fmt: on
 FIELDS = {"i": r"\d+", "x": "[qkv]", "a": "[thw]", "p": "weight|bias", "n": "[2-5]"}
 TIME = ("pos_embed_spatial", "pos_embed_temporal", "pos_embed_class", "blocks.{i}.attn.rel_pos_t")
 SCALES = ("scale{n}_norm.{p}",)
@@ -139,11 +127,7 @@ def _pattern(template: str) -> str:
 
 
 def weights_keys(file: str, content: Mapping[Any, Any]) -> tuple[str, str]:
-    """The keys of the weights ("" for the top) and of their moving average ("" without one).
-
-    Raises:
-        CheckpointError: there are several of one kind.
-    """
+    """The keys of the weights ("" for the top) and of their moving average ("" without one)."""
 
     def only(keys: tuple[str, ...]) -> str:
         found = [key for key in keys if isinstance(content.get(key), Mapping) and content[key]]
@@ -165,14 +149,21 @@ def average_inside(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
     return {name: value for name, value in content.items() if name != "n_averaged"}
 
 
+def wrapped(state: Mapping[str, Any], format: str) -> dict[str, Any]:
+    """What a format's files hold: the weights, under the key that its readers look for."""
+    if format in ("image", "slowfast"):
+        return {"model_state": dict(state)}
+    if format == "detectron2":
+        # The last key makes detectron2 match names by their endings, as for its own backbones.
+        return {"model": dict(state), "__author__": "mvitv2", "matching_heuristics": True}
+    return dict(state)
+
+
 def unwrapped(state: Mapping[str, Any]) -> dict[str, str]:
-    """Each name without what wrappers put into it: ``_orig_mod.`` anywhere, ``module.`` and
-    ``model.`` where every name begins with it."""
+    """Each name without ``_orig_mod.``, and without ``module.`` or ``model.`` if all have it."""
     plain = {name: uncompiled(name) for name in state}
-    while wrapper := next(
-        (w for w in WRAPPERS if all(n.startswith(w) for n in plain.values())), ""
-    ):
-        plain = {name: short.removeprefix(wrapper) for name, short in plain.items()}
+    while wrapper := [w for w in WRAPPERS if all(n.startswith(w) for n in plain.values())]:
+        plain = {name: short.removeprefix(wrapper[0]) for name, short in plain.items()}
     return plain
 
 
@@ -204,11 +195,7 @@ class Named:
 
 
 def detect(file: str, state: Mapping[str, Tensor]) -> str:
-    """Name of the format that a checkpoint's names are of.
-
-    Raises:
-        CheckpointError: none is recognised.
-    """
+    """Name of the format that a checkpoint's names are of; CheckpointError if of none."""
     if any(re.match(rf"{re.escape(DETECTOR)}|scale[2-5]_norm\.", name) for name in state):
         return "detectron2"
     if any(re.match(r"stages\.\d+\.blocks\.\d+\.", name) for name in state):
@@ -226,13 +213,9 @@ def detect(file: str, state: Mapping[str, Tensor]) -> str:
 def to_project(file: str, state: Mapping[str, Tensor], format: str = "") -> Named:
     """A checkpoint's tensors under the project's names; their values are shared, not copied.
 
-    Args:
-        file: for messages.
-        state: tensors by the checkpoint's names.
-        format: a key of ``FORMATS``; empty to recognise it.
-
     Raises:
-        CheckpointError: the format is not recognised, or two names become one.
+        CheckpointError: the format is not recognised where none is given, or two names become
+            one; names ``file``.
     """
     format = format or detect(file, state)
     theirs = {name: name for name in state}
@@ -264,14 +247,9 @@ def from_project(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors under another format's names: what it has no place for stays out.
 
-    Args:
-        state: tensors under the project's names.
-        format: a key of ``FORMATS``.
-        prefix: put in front of every name, such as ``DETECTOR``.
-
     Returns:
-        Tensors by the format's names, and the format's name of each of the project's that it has
-        a place for.
+        Tensors by the format's names, ``prefix`` in front of each, and the format's name of each
+        of the project's that it has a place for.
     """
     starts, in_att = stage_starts(state)
     rename = Renamer(FORMATS[format].table(in_att is not False))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from math import prod
 
 import torch
 from torch import Tensor
@@ -14,10 +13,10 @@ from ..config import MViTConfig
 from ..model import MViT, MViTClassifier
 from .describe import read_layout
 from .files import check_tensors, plain_state, read_checkpoint
-from .fit import centre_frame, fit_state_dict, is_clip, shapes_of, square
+from .fit import centre_frame, fit_state_dict, is_clip, resize, shapes_of
 from .formats import DETECTOR, FORMATS, KERNELS, Named, from_project, to_project, uncompiled
 from .hub import OFFICIAL, official_path
-from .report import CheckpointError, Entry, LoadReport, listing, matches
+from .report import CheckpointError, Entry, LoadReport, listing
 
 HEAD = ("head",)
 # What a backbone does without, on either side, and what it alone does without of a file.
@@ -82,9 +81,11 @@ def load_checkpoint(
     named = to_project(file, state)
     fitted, report = _fit(file, named, held, model.config)
     allowed = tuple(allow_new), tuple(allow_unused)
-    parts = _with_backbone(*allowed, named)
+    detector = any(name.startswith(DETECTOR) for name in named.sources.values())
+    outside = named.unknown if detector else ()
+    parts = (*allowed[0], *OUTSIDE), (*allowed[1], *OUTSIDE, *DROPPED, *outside)
     hint = ""
-    if not backbone and not any(_misplaced(report, *parts)):
+    if not backbone and not any(report.misplaced(*parts)):
         hint = "; pass backbone=True to take the backbone alone"
     _judge(report, *(parts if backbone else allowed), named, held, hint)
     with torch.no_grad():
@@ -124,32 +125,6 @@ def _fit(
     return renamed, LoadReport(file, tuple(named_entries), named.format)
 
 
-def _with_backbone(
-    allow_new: tuple[str, ...], allow_unused: tuple[str, ...], named: Named
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What ``backbone=True`` allows beside what is allowed already."""
-    detector = any(name.startswith(DETECTOR) for name in named.sources.values())
-    return (*allow_new, *OUTSIDE), (
-        *(*allow_unused, *OUTSIDE, *DROPPED),
-        *(named.unknown if detector else ()),
-    )
-
-
-def _misplaced(
-    report: LoadReport, allow_new: Iterable[str], allow_unused: Iterable[str]
-) -> tuple[list[str], list[str]]:
-    """Names of new and of unused tensors that are not allowed to be."""
-    replaced = {name for name in report.names("new") if matches(name, allow_new)}
-    new = [name for name in report.names("new") if name not in replaced]
-    unused = []
-    for entry in report.entries:
-        names = {entry.name, entry.source or entry.name}
-        allowed = entry.name in replaced or any(matches(name, allow_unused) for name in names)
-        if entry.status == "unused" and not allowed:
-            unused.append(entry.name)
-    return new, unused
-
-
 def _judge(
     report: LoadReport,
     allow_new: Iterable[str],
@@ -159,7 +134,7 @@ def _judge(
     hint: str = "",
 ) -> None:
     """Raise CheckpointError unless everything is in place or allowed not to be."""
-    new, unused = _misplaced(report, allow_new, allow_unused)
+    new, unused = report.misplaced(allow_new, allow_unused)
     if not new and not unused:
         return
     theirs = read_layout(named.state)
@@ -262,7 +237,7 @@ def convert_state_dict(
     _check_target(file, current, to)
     resampled: dict[str, Entry] = {}
     if input_size is not None:
-        current, entries = _resize(file, current, input_size)
+        current, entries = resize(file, current, read_layout(current), input_size)
         resampled = {entry.name: entry for entry in entries}
     steps = [Entry(n, "loaded", tuple(v.shape), n, tuple(v.shape)) for n, v in current.items()]
     if 3 not in FORMATS[to].ranks or read_layout(current).rank == 2:
@@ -310,30 +285,3 @@ def _check_target(file: str, state: Mapping[str, Tensor], to: str) -> None:
         raise CheckpointError(
             f"{file}: its width grows in the MLP, in {row.source} it grows in attention"
         )
-
-
-def _resize(
-    file: str, state: Mapping[str, Tensor], input_size: tuple[int, ...]
-) -> tuple[dict[str, Tensor], list[Entry]]:
-    layout = read_layout(state)
-    if layout.variant is None:
-        raise CheckpointError(f"{file}: only published variants can be resized, it holds {layout}")
-    if len(input_size) != layout.rank:
-        raise CheckpointError(f"{file}: input_size must have {layout.rank} sizes, got {input_size}")
-    config = MViTConfig.variant(
-        layout.variant, input_size, dim_mul_in_att=layout.in_att is not False
-    )
-    with torch.device("meta"):
-        shapes = shapes_of(MViTClassifier(config).state_dict())
-    # Only position tables follow the size; everything else keeps the file's shape.
-    wanted = {n: shapes.get(n, s) if "rel_pos_" in n else s for n, s in shapes_of(state).items()}
-    if layout.rank == 2 and (split := square(*wanted.get("pos_embed", (0, 0))[1:2])):
-        rows = split[0] + prod(config.blocks[0].thw)
-        wanted["pos_embed"] = (1, rows, wanted["pos_embed"][2])
-    fitted, entries = fit_state_dict(state, wanted, config)
-    lost = [name for name in state if name not in fitted]
-    if layout.rank == 3:
-        lost += [name for name in state if name.startswith("pos_embed")]
-    if lost:
-        raise CheckpointError(f"{file}: cannot be resized to {input_size}: {listing(lost)}")
-    return fitted, entries

@@ -98,7 +98,7 @@ def test_absolute_positions_are_not_inflated(kind: str) -> None:
 def test_absolute_positions_of_clips_have_no_centre_frame(kind: str) -> None:
     clip = model(small("T", 8, abs_pos=kind)).state_dict()
     for to in ("image", "detectron2", "timm"):
-        with pytest.raises(CheckpointError, match="pos_embed.* cannot be converted"):
+        with pytest.raises(CheckpointError, match=r"pos_embed.* cannot be converted"):
             convert_state_dict(clip, to)
     with pytest.raises(CheckpointError, match="pos_embed"):
         load_checkpoint(
@@ -114,7 +114,7 @@ def test_absolute_positions_of_clips_load_as_they_are(kind: str) -> None:
     assert load_checkpoint(clip, state).counts()["loaded"] == len(state)
     assert all(torch.equal(value, state[name]) for name, value in clip.state_dict().items())
     longer = MViTClassifier(small("T", 16, abs_pos=kind, cls_token=True))
-    with pytest.raises(CheckpointError, match="pos_embed.*resampled from image to image alone"):
+    with pytest.raises(CheckpointError, match=r"pos_embed.*resampled from image to image alone"):
         load_checkpoint(longer, state)
 
 
