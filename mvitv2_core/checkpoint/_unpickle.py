@@ -150,10 +150,10 @@ def _numpy_calls() -> dict[str, Callable[..., Any]]:
             raise RefusedGlobal("an array in an order of its own")
         return np.frombuffer(data, numbers(kind)).reshape(shape, order=order)
 
-    def ndarray(*_: Any) -> Any:
-        raise RefusedGlobal("numpy.ndarray called by itself")
-
-    calls: dict[str, Callable[..., Any]] = {"numpy.ndarray": ndarray, "numpy.dtype": Kind}
+    calls: dict[str, Callable[..., Any]] = {
+        "numpy.ndarray": lambda *_: numbers(None),
+        "numpy.dtype": Kind,
+    }
     for core in ("numpy.core", "numpy._core"):
         calls[f"{core}.multiarray._reconstruct"] = reconstruct
         calls[f"{core}.multiarray.scalar"] = scalar

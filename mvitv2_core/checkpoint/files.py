@@ -27,6 +27,7 @@ from .formats import average_inside, unwrapped, weights_keys, wrapped
 from .report import CheckpointError, listing
 
 PICKLES, TORCH = (".pkl", ".pickle"), (".pyth", ".pth", ".pt")
+NEEDED = "such files need safetensors (pip install safetensors)"
 SUFFIXES = (*TORCH, ".bin", ".ckpt", ".safetensors", *PICKLES)
 # One name, which the next write replaces after a kill, and which no trainer takes for a
 # checkpoint's: PySlowFast looks for "checkpoint" in names, detectron2 for ".pth" at their end.
@@ -100,27 +101,27 @@ def read_file(path: str | os.PathLike[str]) -> tuple[str, Any]:
     """The kind of a file ("torch", "pickle" or "safetensors"), and whatever it holds."""
     file = os.fspath(path)
     suffix = Path(file).suffix.lower()
+    if os.path.isdir(file):
+        raise CheckpointError(f"{file}: is a directory, not a checkpoint file")
+    if suffix not in SUFFIXES:
+        raise CheckpointError(
+            f"{file}: no checkpoint by its name: a file must end in {', '.join(SUFFIXES)}, or be "
+            f"one of the official names in MODEL_ZOO.md"
+        )
     try:
-        if os.path.isdir(file):
-            raise CheckpointError(f"{file}: is a directory, not a checkpoint file")
-        if suffix not in SUFFIXES:
-            raise CheckpointError(
-                f"{file}: no checkpoint by its name: a file must end in {', '.join(SUFFIXES)}, or "
-                f"be one of the official names in MODEL_ZOO.md"
-            )
         with open(file, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            if size == 0:
-                raise CheckpointError(f"{file}: the file is empty")
+            if not stream.read(1):
+                raise EOFError("the file is empty")
+            stream.seek(0)
             if suffix == ".safetensors":
                 return "safetensors", _read_safetensors(file)
             # Private: what somebody writes to a tensor stays in memory.
             buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
             if suffix in PICKLES and buffer[:4] != b"PK\x03\x04":
-                return "pickle", read_pickle(stream, size)
+                return "pickle", read_pickle(stream, len(buffer))
             return "torch", read_torch(stream, buffer)
-    except CheckpointError:
-        raise
+    except ImportError as error:
+        raise CheckpointError(f"{file}: {NEEDED}") from error
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: no such file") from error
     except RefusedGlobal as error:
@@ -136,12 +137,8 @@ def read_file(path: str | os.PathLike[str]) -> tuple[str, Any]:
 
 
 def _read_safetensors(file: str) -> dict[str, Tensor]:
-    try:
-        from safetensors import safe_open
-    except ImportError as error:
-        raise CheckpointError(
-            f"{file}: reading it needs safetensors (pip install safetensors)"
-        ) from error
+    from safetensors import safe_open
+
     with safe_open(file, framework="pt", device="cpu") as handle:
         return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
 
@@ -291,9 +288,7 @@ def write_checkpoint(
             else:
                 torch.save(wrapped(state, format), target)
     except ImportError as error:
-        raise CheckpointError(
-            f"{file}: writing it needs safetensors (pip install safetensors)"
-        ) from error
+        raise CheckpointError(f"{file}: {NEEDED}") from error
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be written: {error.strerror or error}") from error
 

@@ -45,7 +45,7 @@ class Format:
     """One ecosystem's checkpoints.
 
     Args:
-        name: what the format is called on the command line.
+        name: what it is called on the command line.
         source: whose it is.
         ranks: 2 where it holds images, 3 where it holds clips.
         lacks: the project's names that it has no place for.
