@@ -40,11 +40,8 @@ class RefusedGlobal(Exception):
 
 
 class _Admitted:
-    """Stands for a global that pickles may call; sealed, so that they can do nothing else to it.
-
-    A pickle may set attributes on whatever it gets hold of. Real functions and classes would
-    keep them, so none is handed out.
-    """
+    """Stands for a global that pickles may call; sealed, so that they can do nothing else to it:
+    real functions and classes would keep the attributes that a pickle may set."""
 
     def __init__(self, name: str, call: Callable[..., Any]) -> None:
         self.name, self._call = name, call
@@ -92,8 +89,7 @@ def _table() -> dict[str, Any]:
     table: dict[str, Any] = {name: _Admitted(name, call) for name, call in calls.items()}
     table |= {name: _Kind(dtype) for name, dtype in STORAGES.items()}
     table["torch.storage.UntypedStorage"] = _Kind(torch.uint8)
-    # A class of this table's own: what a pickle does to it ends with the file.
-    table["argparse.Namespace"] = type("_Values", (_Values,), {})
+    table["argparse.Namespace"] = type("_Values", (_Values,), {})  # a class for this file alone
     return table
 
 
@@ -281,14 +277,13 @@ def _read_old(stream: IO[bytes], buffer: Buffer) -> Any:
         key, (dtype,), view = str(pid[2]), pid[1], pid[5]
         if pid[4] * dtype.itemsize > len(buffer):
             raise pickle.UnpicklingError(f"storage {key} is larger than the file")
-        if key not in held:
-            held[key] = bytearray(pid[4] * dtype.itemsize), pid[4]
-        data = _bytes(held[key][0], 0, len(held[key][0]))
+        held[key] = memory, _ = held.get(key) or (bytearray(pid[4] * dtype.itemsize), pid[4])
+        data = _bytes(memory, 0, len(memory))
         if view is not None:
             data = data[view[1] * dtype.itemsize :][: view[2] * dtype.itemsize]
         return _Storage(data, dtype)
 
-    if _Unpickler(stream).load() != MAGIC or _Unpickler(stream).load() != PROTOCOL:
+    if [_Unpickler(stream).load() for _ in range(2)] != [MAGIC, PROTOCOL]:
         raise pickle.UnpicklingError("no torch file by its first bytes")
     if _Unpickler(stream).load()["little_endian"] != (sys.byteorder == "little"):
         raise pickle.UnpicklingError(f"written in another byte order than {sys.byteorder}-endian")

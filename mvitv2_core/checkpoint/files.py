@@ -63,7 +63,6 @@ def read_checkpoint(
     Tensors of current torch files are mapped, not copied, into memory.
 
     Args:
-        path: the file.
         check: refuse tensors that cannot be weights: not floating point, NaN or infinite.
         ema: take the moving average of the weights, which trainers keep beside them.
 
@@ -131,8 +130,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[str, Any]:
     except Exception as error:  # damaged files make readers raise anything
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a wild seek
             raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from error
-        lines = [*str(error).strip().splitlines(), ""]
-        cause = f"{type(error).__name__}: {lines[0][:200]}"
+        cause = f"{type(error).__name__}: {[*str(error).strip().splitlines(), ''][0][:200]}"
         raise CheckpointError(f"{file}: damaged or not a checkpoint: {cause}") from error
 
 
@@ -144,10 +142,8 @@ def _read_safetensors(file: str) -> dict[str, Tensor]:
 
 
 def plain_state(file: str, content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Tensors by name from tensors or arrays by name, without what wrappers put into names.
-
-    Raises CheckpointError for anything else than tensors by name, for nothing, for a name twice.
-    """
+    """Tensors by name from tensors or arrays by name, without what wrappers put into names;
+    CheckpointError for anything else than tensors by name, for nothing, for a name twice."""
     state: dict[str, Tensor] = {}
     numpy = sys.modules.get("numpy")
     for name, value in content.items():
@@ -156,8 +152,7 @@ def plain_state(file: str, content: Mapping[Any, Any]) -> dict[str, Tensor]:
         if numpy is not None and isinstance(value, numpy.ndarray):
             value = _tensor(file, name, value)
         if not isinstance(value, Tensor):
-            kind = type(value).__name__
-            raise CheckpointError(f"{file}: {name!r} is a {kind}, not a tensor")
+            raise CheckpointError(f"{file}: {name!r} is a {type(value).__name__}, not a tensor")
         state[name] = value.detach()
     if not state:
         raise CheckpointError(f"{file}: holds no tensors")
@@ -263,9 +258,8 @@ def write_checkpoint(
     alone.
 
     Args:
-        path: file to write; its directory must exist.
+        path: file to write; its directory must exist, itself only with ``force``.
         state: tensors by the names of ``format``, a key of ``FORMATS``.
-        force: replace an existing file.
 
     Raises:
         CheckpointError: the file exists, cannot be written, or its ending does not suit.

@@ -45,8 +45,7 @@ class Format:
     """One ecosystem's checkpoints.
 
     Args:
-        name: what it is called on the command line.
-        source: whose it is.
+        name, source: what it is called on the command line, and whose it is.
         ranks: 2 where it holds images, 3 where it holds clips.
         lacks: the project's names that it has no place for.
         renamed: its names, where they differ from the project's.
