@@ -12,14 +12,23 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint, CheckpointError, LoadReport, inflate_state_dict, read_checkpoint
-from .checkpoint.convert import convert_state_dict
-from .checkpoint.describe import diff_checkpoints, inspect_checkpoint, show_inspection
-from .checkpoint.download import official_path
-from .checkpoint.layout import read_layout
-from .checkpoint.names import DETECTOR, FORMATS, to_project
-from .checkpoint.registry import OFFICIAL
-from .checkpoint.writing import check_target, write_checkpoint
+from .checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    LoadReport,
+    convert_state_dict,
+    inflate_state_dict,
+    read_checkpoint,
+)
+from .checkpoint.describe import (
+    diff_checkpoints,
+    inspect_checkpoint,
+    read_layout,
+    show_inspection,
+)
+from .checkpoint.files import check_target, write_checkpoint
+from .checkpoint.formats import DETECTOR, FORMATS, to_project
+from .checkpoint.hub import OFFICIAL, official_path
 from .config import MViTConfig
 from .cost import classifier_cost, show_cost
 from .rows import VARIANTS

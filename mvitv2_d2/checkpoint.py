@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from mvitv2_core import LoadReport, MViT
 from mvitv2_core.checkpoint import CheckpointError, fit_checkpoint, read_content
+from mvitv2_core.checkpoint.files import WholeWrites, plain_state
+from mvitv2_core.checkpoint.formats import NESTS, uncompiled, unwrapped
 from mvitv2_core.checkpoint.path_handler import register_with
-from mvitv2_core.checkpoint.reading import NESTS, plain_state
 from mvitv2_core.checkpoint.report import listing
-from mvitv2_core.checkpoint.whole import WholeWrites
 
 SAFE_SUFFIXES = (".pkl", ".pyth", ".safetensors")
 
@@ -51,7 +51,7 @@ def install() -> None:
     def fitted_load_model(self: Any, checkpoint: Any) -> Any:
         backbones = _backbones(self.model)
         if backbones:
-            checkpoint = _fit(checkpoint, backbones, self.logger)
+            checkpoint = _fit(checkpoint, self.model, backbones, self.logger)
         return load_model(self, checkpoint)
 
     @functools.wraps(save)
@@ -79,7 +79,10 @@ def _backbones(model: nn.Module) -> dict[str, MViT]:
 
 
 def _fit(
-    checkpoint: dict[str, Any], backbones: Mapping[str, MViT], logger: logging.Logger
+    checkpoint: dict[str, Any],
+    model: nn.Module,
+    backbones: Mapping[str, MViT],
+    logger: logging.Logger,
 ) -> dict[str, Any]:
     """The checkpoint with every tensor that belongs to a backbone at its name and shape."""
     content = checkpoint["model"]
@@ -87,8 +90,12 @@ def _fit(
         if isinstance(content.get(nest), Mapping):
             content = content[nest]
     state = plain_state("the checkpoint", content)
-    own = {prefix: _inside(state, prefix) for prefix in backbones}
+    # Wrappers' parts of names are taken from the model's as they were from the file's.
+    names = unwrapped(model.state_dict())
+    own = {prefix: _inside(state, _plain(prefix, names)) for prefix in backbones}
     if any(own.values()):
+        ours = {short: name for name, short in names.items()}
+        state = {ours.get(name, name): value for name, value in state.items()}
         for prefix, inside in own.items():
             fitted, report = fit_checkpoint(backbones[prefix], inside)
             state.update({prefix + name: value for name, value in fitted.items()})
@@ -105,6 +112,12 @@ def _fit(
     state = {prefix + name: value for name, value in fitted.items()}
     _log(logger, prefix, report)
     return {**checkpoint, "model": state, "matching_heuristics": False}
+
+
+def _plain(prefix: str, names: Mapping[str, str]) -> str:
+    """A prefix of names without what wrappers put into it."""
+    name = next(name for name in names if name.startswith(prefix))
+    return names[name].removesuffix(uncompiled(name.removeprefix(prefix)))
 
 
 def _inside(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

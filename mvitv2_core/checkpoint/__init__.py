@@ -1,11 +1,13 @@
 """Checkpoints: read without running anything, converted, fitted, loaded and accounted for.
 
-The only place that edits state dicts.
+The only place that edits state dicts. Six rooms: ``formats`` (where ecosystems keep weights and
+what they call tensors), ``files`` (reading and writing; ``_unpickle`` is what it trusts pickles
+to), ``fit`` (tensors to a model's shapes), ``hub`` (official weights), ``load`` (where they come
+together) and ``describe`` (for people). ``report`` says what became of every tensor.
 """
 
-from .convert import convert_state_dict
-from .load import fit_checkpoint, inflate_state_dict, load_checkpoint
-from .reading import Checkpoint, read_checkpoint, read_content
+from .files import Checkpoint, read_checkpoint, read_content
+from .load import convert_state_dict, fit_checkpoint, inflate_state_dict, load_checkpoint
 from .report import CheckpointError, Entry, LoadReport
 
 __all__ = [

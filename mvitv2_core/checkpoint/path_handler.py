@@ -5,13 +5,9 @@ iopath is imported where it is needed only, and never without a trainer that nee
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from .download import official_path
-from .registry import OFFICIAL
+from .hub import OFFICIAL, cached_path, official_path
 
 PREFIX = "mvitv2://"
 
@@ -36,7 +32,7 @@ def local_path(path: str) -> str:
     name = path.removeprefix(PREFIX)
     if name not in OFFICIAL:
         return official_path(name)  # raises, naming those that there are
-    target = Path(torch.hub.get_dir()) / "checkpoints" / OFFICIAL[name].file
+    target = cached_path(name)
     if target.is_file():
         return str(target)  # no lock, for caches that cannot be written to
     from iopath.common.file_io import file_lock

@@ -68,6 +68,21 @@ class LoadReport:
         """Names of the tensors with this status."""
         return tuple(entry.name for entry in self.entries if entry.status == status)
 
+    def misplaced(
+        self, allow_new: Iterable[str], allow_unused: Iterable[str]
+    ) -> tuple[list[str], list[str]]:
+        """Names of new and of unused tensors that these patterns do not allow to be."""
+        replaced = {name for name in self.names("new") if matches(name, allow_new)}
+        allowed = (*allow_unused, *replaced)
+        unused = [
+            entry.name
+            for entry in self.entries
+            if entry.status == "unused"
+            and not matches(entry.name, allowed)
+            and not matches(entry.source or entry.name, allow_unused)
+        ]
+        return [name for name in self.names("new") if name not in replaced], unused
+
     def counts(self) -> dict[str, int]:
         """How many tensors have each status."""
         return {status: len(self.names(status)) for status in STATUSES}

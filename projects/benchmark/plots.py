@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from textwrap import fill
 from typing import Any
+
+from mvitv2_core.checkpoint.files import whole_file
 
 COLOURS = {"inference": "#3b6ea8", "training": "#d08a2e"}
 # One colour per model in every picture.
@@ -91,7 +92,6 @@ def pyplot() -> Any:
 
 def save(figure: Any, path: Path) -> None:
     """Write a PNG in one step."""
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=150, format="png")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
     pyplot().close(figure)

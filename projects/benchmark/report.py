@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from math import prod
 from pathlib import Path
 
+from mvitv2_core.checkpoint.files import whole_file
 from projects.benchmark.plots import draw_scaling, draw_speed
 
 HEAD = ["case", "mode", "model", "median s", "min-max s", "peak MiB"]
@@ -172,6 +172,5 @@ def save_texts(out: Path, texts: dict[str, str]) -> None:
     """Write each text in one step."""
     out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        temporary = out / f".{name}.part"
-        temporary.write_text(text)
-        os.replace(temporary, out / name)
+        with whole_file(out / name) as temporary:
+            Path(temporary).write_text(text)

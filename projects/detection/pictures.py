@@ -15,6 +15,8 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from pycocotools import mask as coco_mask
 
+from mvitv2_core.checkpoint.files import whole_file
+
 COLOURS = ("#ffd400", "#00e5ff", "#ff5cf4", "#7dff4f")  # one per class
 MIN_SCORE = 0.7
 
@@ -131,6 +133,5 @@ def save(figure: Any, output: Path) -> None:
     figure.canvas.draw()
     image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
     plt.close(figure)
-    temporary = output.with_name(f".{output.name}")
-    image.quantize(256, dither=Image.Dither.NONE).save(temporary, format="PNG", optimize=True)
-    temporary.replace(output)
+    with whole_file(output) as temporary:
+        image.quantize(256, dither=Image.Dither.NONE).save(temporary, format="PNG", optimize=True)

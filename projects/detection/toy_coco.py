@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import colorsys
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import cv2
 import numpy as np
 from numpy.random import RandomState
 
+from mvitv2_core.checkpoint.files import whole_file
 from projects.detection.toy_env import toy_root
 
 CLASSES = ("circle", "square", "triangle", "star")
@@ -170,9 +170,8 @@ def draw_image(rng: RandomState, crowd: bool) -> tuple[np.ndarray, list[dict[str
 
 def write(path: Path, data: bytes) -> None:
     """Write the whole file or none of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        Path(temporary).write_bytes(data)
 
 
 def make_split(root: Path, split: str, count: int, seed: int) -> bool:

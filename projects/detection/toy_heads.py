@@ -11,10 +11,11 @@ The hook is used as that of toy_env, which it includes::
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from mvitv2_core.checkpoint.files import whole_file
 
 # detectron2's train_net.py evaluates with COCO's own sigmas, which are 17.
 KEYPOINTS = tuple(f"point{i}" for i in range(17))
@@ -99,7 +100,6 @@ def panoptic(split: str) -> list[dict[str, Any]]:
                 shape = coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
             things |= coco_mask.decode(shape).astype(bool)
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        Image.fromarray(np.where(things, 0, 1).astype(np.uint8)).save(temporary, format="PNG")
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            Image.fromarray(np.where(things, 0, 1).astype(np.uint8)).save(temporary, format="PNG")
     return images

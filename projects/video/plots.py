@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +10,7 @@ import matplotlib
 import numpy as np
 import torch
 
+from mvitv2_core.checkpoint.files import read_file
 from projects.video import files, scenes
 
 matplotlib.use("Agg")
@@ -23,27 +22,13 @@ if TYPE_CHECKING:
 SHOWN_FRAMES = 6
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Reads tensors in lists, and refuses every other class or function."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return torch._utils._rebuild_tensor_v2
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return lambda data: torch.load(io.BytesIO(data), weights_only=True)
-        if (module, name) == ("collections", "OrderedDict"):
-            return dict
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a file of predictions")
-
-
 def read_predictions(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """What `TEST.SAVE_RESULTS_PATH` holds: (clips, classes) scores and (clips,) labels.
 
     Raises:
-        pickle.UnpicklingError: the file holds something else than tensors.
+        CheckpointError: the file is damaged, or asks for something else than tensors.
     """
-    with path.open("rb") as file:
-        scores, labels = _TensorUnpickler(file).load()
+    _, (scores, labels) = read_file(path)
     return scores, labels
 
 

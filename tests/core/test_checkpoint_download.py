@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from mvitv2_core import CheckpointError, MViTClassifier, load_checkpoint
-from mvitv2_core.checkpoint import download as download_module
-from mvitv2_core.checkpoint.download import download
-from mvitv2_core.checkpoint.registry import OFFICIAL, Official
+from mvitv2_core.checkpoint import hub
+from mvitv2_core.checkpoint.hub import OFFICIAL, Official, download
 from tests.core.test_inflate import small
 
 BODY = bytes(range(256)) * 4096  # 1 MiB, of which no two parts are alike by chance
@@ -58,7 +57,7 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(download_module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(hub.time, "sleep", lambda _: None)
     server = Server()
     yield server
     server.close()
@@ -180,7 +179,7 @@ def test_progress_on_a_terminal(
     server.answers = [serve()]
     download(server.url, tmp_path / "quiet.pyth")
     assert not capsys.readouterr().err
-    monkeypatch.setattr(download_module.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(hub.sys.stderr, "isatty", lambda: True, raising=False)
     download(server.url, tmp_path / "x.pyth")
     assert "weights.pyth [" + "#" * 30 + "]" in capsys.readouterr().err
 
@@ -207,7 +206,7 @@ def test_load_by_name(server: Server, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_unknown_name_lists_what_there_is() -> None:
     with pytest.raises(CheckpointError, match=r"neither a file nor one of .*mvitv2_tiny_in1k"):
-        download_module.official_path("mvitv2_micro_in1k")
+        hub.official_path("mvitv2_micro_in1k")
     with pytest.raises(CheckpointError, match=r"mvitv2_micro_in1k.*MODEL_ZOO"):
         load_checkpoint(MViTClassifier(small("T")), "mvitv2_micro_in1k")
 

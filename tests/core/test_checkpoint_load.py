@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mvitv2_core import CheckpointError, MViTClassifier, MViTConfig, load_checkpoint
-from mvitv2_core.checkpoint.registry import OFFICIAL
+from mvitv2_core.checkpoint.hub import OFFICIAL
 from tests.compare import randomize
 from tests.core.test_inflate import small
 from tests.golden_data import official_state_dicts

@@ -85,11 +85,38 @@ def test_still_clip_width_growing_in_the_mlp() -> None:
     assert error(clip(still(picture(), 8)), image(picture())) < 1e-9
 
 
+@pytest.mark.parametrize("kind", ["none", "joint", "separate"])
+def test_absolute_positions_are_not_inflated(kind: str) -> None:
+    """No published image model has any: the tensor is named, whatever the clip model has."""
+    image = model(small("T", abs_pos="joint")).state_dict()
+    with pytest.raises(CheckpointError, match=r"\bpos_embed\b"):
+        inflate_state_dict(image, small("T", 8, abs_pos=kind))
+    with pytest.raises(CheckpointError, match=r"\bpos_embed\b"):
+        load_checkpoint(MViTClassifier(small("T", 8, abs_pos=kind)), image)
+
+
 @pytest.mark.parametrize("kind", ["joint", "separate"])
-def test_still_clip_with_absolute_positions(kind: str) -> None:
-    image = model(small("T", abs_pos="joint"))
-    clip = inflated(image, small("T", 8, abs_pos=kind))
-    assert error(clip(still(picture(), 8)), image(picture())) < 1e-9
+def test_absolute_positions_of_clips_have_no_centre_frame(kind: str) -> None:
+    clip = model(small("T", 8, abs_pos=kind)).state_dict()
+    for to in ("image", "detectron2", "timm"):
+        with pytest.raises(CheckpointError, match=r"pos_embed.* cannot be converted"):
+            convert_state_dict(clip, to)
+    with pytest.raises(CheckpointError, match="pos_embed"):
+        load_checkpoint(
+            MViTClassifier(small("T", abs_pos="joint")), clip, allow_unused=("*.rel_pos_t",)
+        )
+
+
+@pytest.mark.parametrize("kind", ["joint", "separate"])
+def test_absolute_positions_of_clips_load_as_they_are(kind: str) -> None:
+    config = small("T", 8, abs_pos=kind, cls_token=True)
+    state = model(config).state_dict()
+    clip = MViTClassifier(config).double()
+    assert load_checkpoint(clip, state).counts()["loaded"] == len(state)
+    assert all(torch.equal(value, state[name]) for name, value in clip.state_dict().items())
+    longer = MViTClassifier(small("T", 16, abs_pos=kind, cls_token=True))
+    with pytest.raises(CheckpointError, match=r"pos_embed.*resampled from image to image alone"):
+        load_checkpoint(longer, state)
 
 
 def test_moving_clip_differs() -> None:
@@ -108,15 +135,11 @@ def test_still_clip_with_class_token_and_one_temporal_cell(variant: str) -> None
     assert error(clip(still(picture(), 2)), image(picture())) < 1e-9
 
 
-@pytest.mark.parametrize("abs_pos", ["none", "joint", "separate"])
-def test_class_token_key_is_the_only_difference(
-    monkeypatch: pytest.MonkeyPatch, abs_pos: str
-) -> None:
+def test_class_token_key_is_the_only_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     """With T temporal cells every key stands T times in the softmax, but the class token's once.
     Counting that key T times (log T on its logits) restores equality; without it there is none."""
-    table = "none" if abs_pos == "none" else "joint"
-    image = model(small("T", cls_token=True, abs_pos=table))
-    clip = inflated(image, small("T", 8, cls_token=True, abs_pos=abs_pos))
+    image = model(small("T", cls_token=True))
+    clip = inflated(image, small("T", 8, cls_token=True))
     expected = image(picture())
     assert error(clip(still(picture(), 8)), expected) > 1e-6
 
@@ -166,13 +189,11 @@ def attend_with_extra(
 
 
 @pytest.mark.parametrize("cls_token", [False, True])
-@pytest.mark.parametrize("abs_pos", ["none", "joint", "separate"])
 @pytest.mark.parametrize("variant", ["T", "S", "B", "L"])
-def test_centre_frame_gives_the_image_back(variant: str, abs_pos: str, cls_token: bool) -> None:
-    table = "none" if abs_pos == "none" else "joint"
-    config = small(variant, in_att=variant != "L", cls_token=cls_token, abs_pos=table)
+def test_centre_frame_gives_the_image_back(variant: str, cls_token: bool) -> None:
+    config = small(variant, in_att=variant != "L", cls_token=cls_token)
     image = model(config).state_dict()
-    clip_config = small(variant, 8, in_att=variant != "L", cls_token=cls_token, abs_pos=abs_pos)
+    clip_config = small(variant, 8, in_att=variant != "L", cls_token=cls_token)
     clip, _ = inflate_state_dict(image, clip_config)
     back, _ = convert_state_dict(clip, "image")
     assert set(back) == set(image)
@@ -209,16 +230,29 @@ def test_pools_with_a_time_axis_of_one_frame() -> None:
 
 
 def test_other_nominal_size() -> None:
-    image = model(small("T", abs_pos="joint", cls_token=True)).state_dict()
-    config = small("T", 8, side=96, abs_pos="joint", cls_token=True)
-    state, entries = inflate_state_dict(image, config)
+    image = model(small("T", cls_token=True)).state_dict()
+    state, entries = inflate_state_dict(image, small("T", 8, side=96, cls_token=True))
     table = image["blocks.1.attn.rel_pos_h"]
     rows = state["blocks.1.attn.rel_pos_h"].shape[0]
+    assert rows != table.shape[0]
     assert torch.equal(state["blocks.1.attn.rel_pos_h"], resample_table(table, rows))
-    positions = image["pos_embed"]
-    grid = resample_abs_pos(positions[:, 1:], (16, 16), (24, 24)).repeat(1, 4, 1)
-    assert torch.equal(state["pos_embed"], torch.cat([positions[:, :1], grid], 1))
     assert {e.status for e in entries if "rel_pos_h" in e.name} == {"resampled"}
+
+
+@pytest.mark.parametrize("has_row", [False, True])
+@pytest.mark.parametrize("wants_row", [False, True])
+def test_absolute_positions_of_another_image_size(has_row: bool, wants_row: bool) -> None:
+    """Bicubic, the class token's row apart, as detectron2 does at run time."""
+    image = model(small("T", abs_pos="joint", abs_pos_cls_row=has_row)).state_dict()
+    config = small("T", side=96, abs_pos="joint", abs_pos_cls_row=wants_row)
+    larger = MViTClassifier(config).double()
+    report = load_checkpoint(larger, image)
+    assert "pos_embed" in report.names("resampled")
+    table = image["pos_embed"]
+    row = table[:, :1] if has_row else torch.zeros_like(table[:, :1])
+    cells = resample_abs_pos(table[:, int(has_row) :], (16, 16), (24, 24))
+    expected = torch.cat([row, cells], 1) if wants_row else cells
+    assert torch.equal(larger.pos_embed, expected)
 
 
 def test_head_and_class_token_without_a_counterpart() -> None:

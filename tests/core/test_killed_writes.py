@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from mvitv2_core.checkpoint.whole import UNFINISHED, WholeWrites
+from mvitv2_core.checkpoint.files import UNFINISHED, WholeWrites, whole_file, write_checkpoint
 
 pytest.importorskip("safetensors", reason="pip install safetensors to run")
 REPOSITORY = Path(__file__).parents[2]
@@ -75,6 +76,31 @@ def test_whole_writes(tmp_path: Path) -> None:
         stream.write("model.pth")
     assert (tmp_path / "last_checkpoint").read_text() == "model.pth"
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model.pth"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="run on Linux or macOS, for file modes")
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
+def test_files_get_the_permissions_of_new_files(tmp_path: Path, suffix: str) -> None:
+    path, held = tmp_path / f"x{suffix}", os.umask(0o027)
+    try:
+        write_checkpoint(path, {"norm.weight": torch.ones(3)}, "detectron2")
+    finally:
+        os.umask(held)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_content_reaches_the_disk_before_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after the renaming must not find a file that was never written."""
+    done, sync, rename = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("sync"), sync(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("rename"), rename(a, b)))
+    with whole_file(tmp_path / "x") as name:
+        Path(name).write_text("content")
+        assert done == [] and not (tmp_path / "x").exists()
+    assert done == ["sync", "rename"]
+    assert (tmp_path / "x").read_text() == "content" and os.listdir(tmp_path) == ["x"]
 
 
 def test_whole_writes_leave_the_rest_to_the_manager(tmp_path: Path) -> None:

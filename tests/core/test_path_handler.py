@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from mvitv2_core.checkpoint.hub import OFFICIAL, Official
 
 from mvitv2_core import CheckpointError
 from mvitv2_core.checkpoint.path_handler import local_path, register_with
-from mvitv2_core.checkpoint.registry import OFFICIAL, Official
 
 BODY = bytes(range(256)) * 1024
 
@@ -60,7 +60,7 @@ def official(url: str) -> Official:
 RANK = """
 import sys
 from mvitv2_core.checkpoint.path_handler import local_path
-from mvitv2_core.checkpoint.registry import OFFICIAL, Official
+from mvitv2_core.checkpoint.hub import OFFICIAL, Official
 OFFICIAL["toy"] = Official(sys.argv[1], "image", "T", "nothing", "none", None, "none")
 print("ready", flush=True)
 sys.stdin.readline()

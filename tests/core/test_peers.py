@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mvitv2_core import MViTClassifier, MViTConfig
-from mvitv2_core.checkpoint.names import from_project
+from mvitv2_core.checkpoint.formats import from_project
 from tests.compare import error, gradient_error, loss_of, randomize
 
 

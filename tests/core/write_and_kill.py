@@ -21,8 +21,7 @@ from torch import Tensor
 
 from mvitv2_core import MViTClassifier, cli
 from mvitv2_core.checkpoint import read_checkpoint
-from mvitv2_core.checkpoint.whole import WholeWrites
-from mvitv2_core.checkpoint.writing import write_checkpoint
+from mvitv2_core.checkpoint.files import WholeWrites, write_checkpoint
 from tests.core.test_inflate import small
 
 

@@ -192,6 +192,30 @@ def test_resume_is_exact(tmp_path: Path) -> None:
         assert torch.equal(value, model.state_dict()[name]), name
 
 
+class Compiled(nn.Module):
+    """``torch.compile``'s wrapper as far as names go."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = module
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_compiled_backbones_load_by_name(tmp_path: Path, saved: bool, loaded: bool) -> None:
+    """A detector whose backbone is compiled, or was when it was saved: every tensor arrives."""
+    source, model = randomize(detector()), detector()
+    expected = {name: value.clone() for name, value in source.state_dict().items()}
+    for wrapped, detectors in ((saved, source), (loaded, model)):
+        if wrapped:
+            detectors.backbone.bottom_up = Compiled(detectors.backbone.bottom_up)
+    DetectionCheckpointer(source, str(tmp_path)).save("model")
+    load(model, tmp_path / "model.pth")
+    assert any("_orig_mod" in name for name in model.state_dict()) == loaded
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected[name.replace("_orig_mod.", "")]), name
+
+
 def test_backbone_by_itself(tmp_path: Path) -> None:
     image = image_state()
     torch.save({"model_state": image}, tmp_path / "image.pyth")

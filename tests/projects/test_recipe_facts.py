@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mvitv2_core.checkpoint.registry import OFFICIAL
+from mvitv2_core.checkpoint.hub import OFFICIAL
 from tests.projects.recipe_facts import RECIPES
 
 pytest.importorskip("detectron2", reason="install detectron2 to run: make setup")

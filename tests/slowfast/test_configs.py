@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 from fvcore.common.config import CfgNode
+from mvitv2_core.checkpoint.hub import OFFICIAL as WEIGHTS
 
 from mvitv2_core.checkpoint.path_handler import PREFIX
-from mvitv2_core.checkpoint.registry import OFFICIAL as WEIGHTS
 from mvitv2_core.cost import classifier_cost
 from mvitv2_slowfast import MViTv2
 from mvitv2_slowfast.config import read_config

@@ -1,0 +1,299 @@
+"""Reads and writes checkpoint files.
+
+Nothing of a file is ever run: tensors and plain values come out, or a ``CheckpointError`` that
+names the file and the cause. What is written appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import pickle
+import secrets
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._unpickle import RefusedGlobal, read_pickle, read_torch
+from .formats import average_inside, unwrapped, weights_keys, wrapped
+from .report import CheckpointError, listing
+
+PICKLES, TORCH = (".pkl", ".pickle"), (".pyth", ".pth", ".pt")
+NEEDED = "such files need safetensors (pip install safetensors)"
+SUFFIXES = (*TORCH, ".bin", ".ckpt", ".safetensors", *PICKLES)
+# One name, which the next write replaces after a kill, and which no trainer takes for a
+# checkpoint's: PySlowFast looks for "checkpoint" in names, detectron2 for ".pth" at their end.
+UNFINISHED = ".mvitv2-unfinished"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of one file.
+
+    Args:
+        file: its path.
+        container: "torch", "pickle" or "safetensors".
+        nest: the key that the weights lay under, "" where they lay at the top.
+        state: tensors by the file's names, without what wrappers put in front.
+        beside: names of what lay beside the weights (epoch, optimizer, ...).
+        ema: the key that an average of the weights lies under, "" where there is none.
+    """
+
+    file: str
+    container: str
+    nest: str
+    state: dict[str, Tensor]
+    beside: tuple[str, ...] = ()
+    ema: str = ""
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], check: bool = True, *, ema: bool = False
+) -> Checkpoint:
+    """Read the weights of a ``.pyth``, ``.pth``, ``.pt``, ``.pkl`` or ``.safetensors`` file.
+
+    Tensors of current torch files are mapped, not copied, into memory.
+
+    Args:
+        check: refuse tensors that cannot be weights: not floating point, NaN or infinite.
+        ema: take the moving average of the weights, which trainers keep beside them.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another kind, asks for objects other
+            than tensors, arrays and plain containers, or holds no average where one is asked for.
+    """
+    file, (container, content) = os.fspath(path), read_file(path)
+    content = _by_name(file, content)
+    nest, average = weights_keys(file, content)
+    if ema and not average:
+        keys = listing([str(key) for key in content])
+        raise CheckpointError(f"{file}: holds no EMA weights; it holds {keys}")
+    chosen = average if ema else nest
+    weights = content[chosen] if chosen else content
+    state = plain_state(file, average_inside(weights) if ema else weights)
+    if check:
+        check_tensors(file, state)
+    beside = tuple(str(key) for key in content if key != chosen) if chosen else ()
+    return Checkpoint(file, container, chosen, state, beside, average)
+
+
+def read_content(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Everything that a checkpoint file holds, read as ``read_checkpoint`` reads it."""
+    return _by_name(os.fspath(path), read_file(path)[1])
+
+
+def _by_name(file: str, content: Any) -> Mapping[Any, Any]:
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{file}: holds a {type(content).__name__}, not tensors by name")
+    return content
+
+
+def read_file(path: str | os.PathLike[str]) -> tuple[str, Any]:
+    """The kind of a file ("torch", "pickle" or "safetensors"), and whatever it holds."""
+    file = os.fspath(path)
+    suffix = Path(file).suffix.lower()
+    if os.path.isdir(file):
+        raise CheckpointError(f"{file}: is a directory, not a checkpoint file")
+    if suffix not in SUFFIXES:
+        raise CheckpointError(
+            f"{file}: no checkpoint by its name: a file must end in {', '.join(SUFFIXES)}, or be "
+            f"one of the official names in MODEL_ZOO.md"
+        )
+    try:
+        with open(file, "rb") as stream:
+            if not stream.read(1):
+                raise EOFError("the file is empty")
+            stream.seek(0)
+            if suffix == ".safetensors":
+                return "safetensors", _read_safetensors(file)
+            # Private: what somebody writes to a tensor stays in memory.
+            buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+            if suffix in PICKLES and buffer[:4] != b"PK\x03\x04":
+                return "pickle", read_pickle(stream, len(buffer))
+            return "torch", read_torch(stream, buffer)
+    except ImportError as error:
+        raise CheckpointError(f"{file}: {NEEDED}") from error
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: no such file") from error
+    except RefusedGlobal as error:
+        raise CheckpointError(
+            f"{file}: asks for {error}, which a checkpoint has no need of; nothing of it was run"
+        ) from error
+    except Exception as error:  # damaged files make readers raise anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a wild seek
+            raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from error
+        cause = f"{type(error).__name__}: {[*str(error).strip().splitlines(), ''][0][:200]}"
+        raise CheckpointError(f"{file}: damaged or not a checkpoint: {cause}") from error
+
+
+def _read_safetensors(file: str) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt", device="cpu") as handle:
+        return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+
+
+def plain_state(file: str, content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Tensors by name from tensors or arrays by name, without what wrappers put into names;
+    CheckpointError for anything else than tensors by name, for nothing, for a name twice."""
+    state: dict[str, Tensor] = {}
+    numpy = sys.modules.get("numpy")
+    for name, value in content.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{file}: holds a tensor named {name!r}, which is no text")
+        if numpy is not None and isinstance(value, numpy.ndarray):
+            value = _tensor(file, name, value)
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{file}: {name!r} is a {type(value).__name__}, not a tensor")
+        state[name] = value.detach()
+    if not state:
+        raise CheckpointError(f"{file}: holds no tensors")
+    plain: dict[str, Tensor] = {}
+    for name, short in unwrapped(state).items():
+        if short in plain:
+            raise CheckpointError(f"{file}: {short!r} is there twice, once as {name!r}")
+        plain[short] = state[name]
+    return plain
+
+
+def _tensor(file: str, name: str, array: Any) -> Tensor:
+    if array.dtype.kind not in "fiub":
+        raise CheckpointError(f"{file}: {name!r} is an array of {array.dtype}, not of numbers")
+    array = array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def check_tensors(file: str, state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError where a tensor cannot be a weight."""
+    for name, value in state.items():
+        if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+            raise CheckpointError(f"{file}: {name!r} is not a plain dense tensor")
+    wrong = [f"{n} ({v.dtype})" for n, v in state.items() if not v.dtype.is_floating_point]
+    if wrong:
+        raise CheckpointError(f"{file}: weights must be floating point, not so {listing(wrong)}")
+    broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise CheckpointError(f"{file}: NaN or infinite values in {listing(broken)}")
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str], name: str = "") -> Iterator[str]:
+    """Let a file appear under its name when it is complete, and on no other terms.
+
+    Yields the path of an empty file in the same folder, which must exist, for the ``with`` block
+    to fill. At its end the content goes to the disk, then the file to its name, with a new file's
+    permissions. An exception removes it; what a kill leaves begins with ``.mvitv2-``, or is called
+    ``name`` where that is given.
+    """
+    path = os.fspath(path)
+    unfinished = name or f".mvitv2-{secrets.token_hex(6)}.tmp"
+    unfinished = os.path.join(os.path.dirname(path), unfinished)
+    kind = os.O_TRUNC if name else os.O_EXCL
+    handle = os.open(unfinished, os.O_CREAT | os.O_RDWR | kind, 0o666)
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
+    os.close(handle)
+    try:
+        yield unfinished
+        with open(unfinished, "rb+") as stream:
+            os.fsync(stream.fileno())  # or the new name may outlive its content in a power cut
+        os.chmod(unfinished, mode)  # safetensors puts a file of the owner's alone in its place
+        os.replace(unfinished, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(unfinished)
+        raise
+
+
+class WholeWrites:
+    """A path manager like ``manager``, except that files opened for writing appear on closing.
+
+    detectron2 and PySlowFast write in place: killed, they leave half a checkpoint, from which
+    PySlowFast resumes, or (detectron2) an empty file for the last checkpoint's name. Paths with
+    a scheme, such as "s3://bucket/file", are left to ``manager``: its stores have their own rules.
+
+    Args:
+        manager: an ``iopath.common.file_io.PathManager``, or anything with its ``open``.
+    """
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._manager, name)
+
+    def open(self, path: str, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        """``manager.open``; with a mode of "w" or "wb" it must be used in a ``with`` statement."""
+        if not mode.startswith("w") or "://" in path:
+            return self._manager.open(path, mode, *args, **kwargs)
+        return self._open_whole(path, mode, *args, **kwargs)
+
+    @contextmanager
+    def _open_whole(self, path: str, mode: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with (
+            whole_file(path, UNFINISHED) as unfinished,
+            self._manager.open(unfinished, mode, *args, **kwargs) as stream,
+        ):
+            yield stream
+
+
+def write_checkpoint(
+    path: str | os.PathLike[str],
+    state: Mapping[str, Tensor],
+    format: str = "image",
+    force: bool = False,
+) -> None:
+    """Write tensors as the ecosystem of ``format`` expects its files.
+
+    ``.pyth``, ``.pth`` and ``.pt`` are torch files: the weights lie under ``model_state`` for the
+    image repository and PySlowFast, under ``model`` for detectron2, at the top for timm and
+    torchvision. ``.pkl`` is detectron2's model zoo. ``.safetensors`` holds names and tensors
+    alone.
+
+    Args:
+        path: file to write; its directory must exist, itself only with ``force``.
+        state: tensors by the names of ``format``, a key of ``FORMATS``.
+
+    Raises:
+        CheckpointError: the file exists, cannot be written, or its ending does not suit.
+    """
+    file = os.fspath(path)
+    check_target(file, format, force)
+    suffix = Path(file).suffix.lower()
+    # Copies: torch would write all of the memory that a slice is part of.
+    state = {name: value.detach().contiguous().clone() for name, value in state.items()}
+    try:
+        with whole_file(file) as target:
+            if suffix == ".safetensors":
+                from safetensors.torch import save_file
+
+                save_file(state, target, metadata={"format": "pt"})
+            elif suffix == ".pkl":
+                arrays = {name: value.numpy() for name, value in state.items()}
+                with open(target, "wb") as stream:
+                    pickle.dump(wrapped(arrays, format), stream, protocol=4)
+            else:
+                torch.save(wrapped(state, format), target)
+    except ImportError as error:
+        raise CheckpointError(f"{file}: {NEEDED}") from error
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be written: {error.strerror or error}") from error
+
+
+def check_target(path: str | os.PathLike[str], format: str, force: bool = False) -> None:
+    """Raise CheckpointError where ``write_checkpoint`` could not write."""
+    file = os.fspath(path)
+    allowed = (*TORCH, ".safetensors") + (".pkl",) * (format == "detectron2")
+    if Path(file).suffix.lower() not in allowed:
+        raise CheckpointError(f"{file}: for {format} the name must end in {', '.join(allowed)}")
+    if os.path.isdir(file):
+        raise CheckpointError(f"{file}: is a directory")
+    if os.path.lexists(file) and not force:
+        raise CheckpointError(f"{file}: exists already; use --force (force=True) to replace it")

@@ -1,0 +1,299 @@
+"""What each ecosystem's checkpoints look like: where the weights lie, and what tensors are called.
+
+One table of names per format, read both ways. The project's names are those of the official
+repositories, so most rows are the identity.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .report import CheckpointError
+
+# Every name that an MViTv2 can have here. {i} block, {x} one of q, k, v, {a} axis, {p} weight or
+# bias, {n} scale.
+# fmt: off
+NAMES = (
+    "patch_embed.proj.{p}", "cls_token",
+    "pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class",
+    "blocks.{i}.norm1.{p}", "blocks.{i}.attn.qkv.{p}", "blocks.{i}.attn.proj.{p}",
+    "blocks.{i}.attn.pool_{x}.weight", "blocks.{i}.attn.norm_{x}.{p}",
+    "blocks.{i}.attn.rel_pos_{a}", "blocks.{i}.norm2.{p}", "blocks.{i}.mlp.fc1.{p}",
+    "blocks.{i}.mlp.fc2.{p}", "blocks.{i}.proj.{p}",
+    "norm.{p}", "head.projection.{p}", "scale{n}_norm.{p}",
+)
+# fmt: on
+FIELDS = {"i": r"\d+", "x": "[qkv]", "a": "[thw]", "p": "weight|bias", "n": "[2-5]"}
+TIME = ("pos_embed_spatial", "pos_embed_temporal", "pos_embed_class", "blocks.{i}.attn.rel_pos_t")
+SCALES = ("scale{n}_norm.{p}",)
+KERNELS = re.compile(r"patch_embed\.proj\.weight|blocks\.\d+\.attn\.pool_[qkv]\.weight")
+DETECTOR = "backbone.bottom_up."
+# Where files keep the weights, and where a moving average of them: timm's trainer; DeiT's,
+# ConvNeXt's and torchvision's; d2go's; others'.
+NESTS = ("model_state", "state_dict", "model")
+EMA_NESTS = ("state_dict_ema", "model_ema", "ema_state", "ema_state_dict", "ema")
+COMPILED, WRAPPERS = "_orig_mod", ("module.", "model.")  # torch.compile; DDP, Lightning
+
+
+@dataclass(frozen=True)
+class Format:
+    """One ecosystem's checkpoints.
+
+    Args:
+        name, source: what it is called on the command line, and whose it is.
+        ranks: 2 where it holds images, 3 where it holds clips.
+        lacks: the project's names that it has no place for.
+        renamed: its names, where they differ from the project's.
+        renamed_mlp: the same for models whose width grows in the MLP, where they differ again.
+        needs_cls_token: whether all of its models have a class token.
+        grows_in_mlp: whether it knows models whose width grows in the MLP.
+    """
+
+    name: str
+    source: str
+    ranks: tuple[int, ...]
+    lacks: tuple[str, ...]
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    renamed_mlp: Mapping[str, str] = field(default_factory=dict)
+    needs_cls_token: bool = False
+    grows_in_mlp: bool = True
+
+    def table(self, in_att: bool = True) -> dict[str, str]:
+        """Its name of each of the project's that it has a place for."""
+        renamed = {**self.renamed, **({} if in_att else self.renamed_mlp)}
+        return {name: renamed.get(name, name) for name in NAMES if name not in self.lacks}
+
+
+_TIMM = {  # whose blocks are numbered inside of stages: see _from_stages
+    "blocks.{i}.proj.{p}": "blocks.{i}.shortcut_proj_attn.{p}",
+    "head.projection.{p}": "head.fc.{p}",
+}
+_TORCHVISION = {
+    "patch_embed.proj.{p}": "conv_proj.{p}",
+    "cls_token": "pos_encoding.class_token",
+    "blocks.{i}.attn.pool_{x}.weight": "blocks.{i}.attn.pool_{x}.pool.weight",
+    "blocks.{i}.attn.norm_{x}.{p}": "blocks.{i}.attn.pool_{x}.norm_act.0.{p}",
+    "blocks.{i}.attn.proj.{p}": "blocks.{i}.attn.project.0.{p}",
+    "blocks.{i}.mlp.fc1.{p}": "blocks.{i}.mlp.0.{p}",
+    "blocks.{i}.mlp.fc2.{p}": "blocks.{i}.mlp.3.{p}",
+    "blocks.{i}.proj.{p}": "blocks.{i}.project.{p}",
+    "head.projection.{p}": "head.1.{p}",
+}
+_HEAD = ("cls_token", "norm.{p}", "head.projection.{p}")
+FORMATS = {
+    row.name: row
+    for row in (
+        Format("image", "facebookresearch/mvit", (2,), (*TIME, *SCALES)),
+        Format("slowfast", "PySlowFast", (2, 3), SCALES),
+        Format("detectron2", "detectron2", (2,), (*TIME, *_HEAD)),
+        Format(
+            *("timm", "timm", (2,), (*TIME, *SCALES), _TIMM),
+            renamed_mlp={"blocks.{i}.proj.{p}": "blocks.{i}.shortcut_proj_mlp.{p}"},
+        ),
+        Format(
+            *("torchvision", "torchvision", (3,), ("pos_embed", *TIME[:3], *SCALES), _TORCHVISION),
+            needs_cls_token=True,
+            grows_in_mlp=False,
+        ),
+    )
+}
+
+
+class Renamer:
+    """Renames by a table of templates; None for names that no row matches."""
+
+    def __init__(self, table: Mapping[str, str]) -> None:
+        self.rows = [(re.compile(_pattern(old)), new) for old, new in table.items()]
+
+    def __call__(self, name: str) -> str | None:
+        for pattern, new in self.rows:
+            if found := pattern.fullmatch(name):
+                return new.format(**found.groupdict())
+        return None
+
+
+def _pattern(template: str) -> str:
+    parts = re.split(r"\{(\w)\}", template)
+    return "".join(
+        f"(?P<{part}>{FIELDS[part]})" if index % 2 else re.escape(part)
+        for index, part in enumerate(parts)
+    )
+
+
+def weights_keys(file: str, content: Mapping[Any, Any]) -> tuple[str, str]:
+    """The keys of the weights ("" for the top) and of their moving average ("" without one)."""
+
+    def only(keys: tuple[str, ...]) -> str:
+        found = [key for key in keys if isinstance(content.get(key), Mapping) and content[key]]
+        if len(found) > 1:
+            raise CheckpointError(f"{file}: holds weights under each of {', '.join(found)}")
+        return found[0] if found else ""
+
+    # Lightning's WeightAveraging puts the average in the weights' place and the weights aside.
+    if "averaging_state" in content and "current_model_state" in content:
+        return "current_model_state", "state_dict"
+    return only(NESTS), only(EMA_NESTS)
+
+
+def average_inside(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """A moving average's tensors without its counters, which lie around or beside them."""
+    for inside in ("module", *NESTS):
+        if isinstance(content.get(inside), Mapping):
+            return content[inside]
+    return {name: value for name, value in content.items() if name != "n_averaged"}
+
+
+def wrapped(state: Mapping[str, Any], format: str) -> dict[str, Any]:
+    """What a format's files hold: the weights, under the key that its readers look for."""
+    if format in ("image", "slowfast"):
+        return {"model_state": dict(state)}
+    if format == "detectron2":
+        # The last key makes detectron2 match names by their endings, as for its own backbones.
+        return {"model": dict(state), "__author__": "mvitv2", "matching_heuristics": True}
+    return dict(state)
+
+
+def unwrapped(state: Mapping[str, Any]) -> dict[str, str]:
+    """Each name without ``_orig_mod.``, and without ``module.`` or ``model.`` if all have it."""
+    plain = {name: uncompiled(name) for name in state}
+    while wrapper := [w for w in WRAPPERS if all(n.startswith(w) for n in plain.values())]:
+        plain = {name: short.removeprefix(wrapper[0]) for name, short in plain.items()}
+    return plain
+
+
+def uncompiled(name: str) -> str:
+    """A tensor's name without ``torch.compile``'s part of it."""
+    return ".".join(part for part in name.split(".") if part != COMPILED)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A checkpoint's tensors under the project's names.
+
+    Args:
+        format: whose names it had.
+        state: tensors under the project's names; those without one keep their own.
+        sources: the checkpoint's own name of each.
+        unknown: names that the format does not know.
+    """
+
+    format: str
+    state: dict[str, Tensor]
+    sources: dict[str, str]
+    unknown: tuple[str, ...]
+
+    @property
+    def known(self) -> dict[str, Tensor]:
+        """The tensors that the format knows."""
+        return {name: value for name, value in self.state.items() if name not in {*self.unknown}}
+
+
+def detect(file: str, state: Mapping[str, Tensor]) -> str:
+    """Name of the format that a checkpoint's names are of; CheckpointError if of none."""
+    if any(re.match(rf"{re.escape(DETECTOR)}|scale[2-5]_norm\.", name) for name in state):
+        return "detectron2"
+    if any(re.match(r"stages\.\d+\.blocks\.\d+\.", name) for name in state):
+        return "timm"
+    if "conv_proj.weight" in state:
+        return "torchvision"
+    known = Renamer({name: name for name in NAMES})
+    if any(known(name) for name in state):
+        deep = any(v.ndim == 5 for name, v in state.items() if KERNELS.fullmatch(name))
+        return "slowfast" if deep else "image"
+    first = ", ".join(sorted(state)[:3])
+    raise CheckpointError(f"{file}: names of no known MViTv2 checkpoint: {first}, ...")
+
+
+def to_project(file: str, state: Mapping[str, Tensor], format: str = "") -> Named:
+    """A checkpoint's tensors under the project's names; their values are shared, not copied.
+
+    Raises:
+        CheckpointError: the format is not recognised where none is given, or two names become
+            one; names ``file``.
+    """
+    format = format or detect(file, state)
+    theirs = {name: name for name in state}
+    inside = {name for name in state if name.startswith(DETECTOR)}
+    if format == "detectron2" and inside:  # a full detector's file: other tensors lie beside
+        theirs = {n: n.removeprefix(DETECTOR) if n in inside else f"\0{n}" for n in state}
+    elif format == "timm":
+        theirs = _from_stages(state)
+    tables = (FORMATS[format].table(in_att) for in_att in (True, False))
+    rename, rename_mlp = (Renamer({new: old for old, new in t.items()}) for t in tables)
+    named: dict[str, Tensor] = {}
+    sources: dict[str, str] = {}
+    unknown = []
+    for original, name in theirs.items():
+        ours, value = rename(name) or rename_mlp(name), state[original]
+        if ours is None:
+            ours = original
+            unknown.append(original)
+        if ours in named:
+            raise CheckpointError(f"{file}: {sources[ours]} and {original} are the same tensor")
+        if ours == "cls_token" and format == "torchvision":
+            value = value.reshape(1, 1, -1)
+        named[ours], sources[ours] = value, original
+    return Named(format, named, sources, tuple(unknown))
+
+
+def from_project(
+    state: Mapping[str, Tensor], format: str, prefix: str = ""
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors under another format's names: what it has no place for stays out.
+
+    Returns:
+        Tensors by the format's names, ``prefix`` in front of each, and the format's name of each
+        of the project's that it has a place for.
+    """
+    starts, in_att = stage_starts(state)
+    rename = Renamer(FORMATS[format].table(in_att is not False))
+    renamed: dict[str, Tensor] = {}
+    targets: dict[str, str] = {}
+    for ours, value in state.items():
+        name = rename(ours)
+        if name is None:
+            continue
+        if format == "timm" and (found := re.match(r"blocks\.(\d+)\.", name)):
+            stage = max(s for s, start in enumerate(starts[:-1]) if start <= int(found[1]))
+            place = f"stages.{stage}.blocks.{int(found[1]) - starts[stage]}."
+            name = place + name[found.end() :]
+        if ours == "cls_token" and format == "torchvision":
+            value = value.reshape(-1)
+        renamed[prefix + name], targets[ours] = value, prefix + name
+    return renamed, targets
+
+
+def _from_stages(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """timm's names with blocks counted through: stages.1.blocks.0 -> blocks.1 after one block."""
+    pattern = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.")
+    found = {name: pattern.match(name) for name in state}
+    places = sorted({(int(m[1]), int(m[2])) for m in found.values() if m})
+    return {
+        name: f"blocks.{places.index((int(m[1]), int(m[2])))}.{name[m.end() :]}" if m else name
+        for name, m in found.items()
+    }
+
+
+def stage_starts(state: Mapping[str, Tensor]) -> tuple[list[int], bool | None]:
+    """First block of each stage, where the width grows, and the number of blocks at the end.
+
+    Returns:
+        These numbers, and whether the width grows in attention; None where it never grows.
+    """
+    found = (re.match(r"blocks\.(\d+)\.", name) for name in state)
+    depth = max((int(m[1]) + 1 for m in found if m), default=0)
+    starts, in_att = [0], None
+    for i in range(depth):
+        names = (f"blocks.{i}.{layer}.weight" for layer in ("attn.qkv", "attn.proj", "mlp.fc2"))
+        qkv, proj, fc2 = (tuple(state[name].shape) if name in state else () for name in names)
+        dim = qkv[1:2]
+        if dim and proj and dim != proj[:1]:
+            starts, in_att = [*starts, i], True
+        elif dim and fc2 and dim != fc2[:1]:
+            starts, in_att = [*starts, i + 1], False
+    return [*starts, depth], in_att
