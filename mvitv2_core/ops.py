@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -28,11 +29,12 @@ from .fast import (
     rows_remembered,
     workarounds,
 )
+from .fast.compiled import compile_blocks
 from .fast.context import eager, observed, untouched
-from .plain import Windows, join_cls_token, max_pool_skip, split_cls_token
+from .plain import Windows, max_pool_skip, split_cls_token
 
-__all__ = ["CONVOLUTIONS", "attention", "make_norm", "mlp", "pool"]
-__all__ += ["join_cls_token", "max_pool_skip", "split_cls_token"]  # with no fast form
+__all__ = ["CONVOLUTIONS", "HeadPool", "attention", "compile_blocks", "make_norm"]
+__all__ += ["max_pool_skip", "mlp", "pool_heads"]
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +50,7 @@ class Form(NamedTuple):
 
     name: str
     can: Callable[..., bool]
-    run: Callable[..., Tensor]
+    run: Callable[..., Any]
     should: Callable[..., bool] = lambda *_: True
 
 
@@ -120,6 +122,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
         Form("remembered", always, rows_remembered.pair_rows),
         Form("plain", always, rel_pos.pair_rows),
     ),
+    "pool_heads": (Form("plain", always, plain.pool_heads),),
     "pool": (
         Form("float32", bfloat16_fails, workarounds.in_float32(plain.pool)),
         Form("frames", odd_frames, pool_frames.pool, cuda_or_training),
@@ -174,10 +177,11 @@ def choose(operation: str, *call: Any) -> Form:
     return definition
 
 
-def run(operation: str, *call: Any) -> Tensor:
+def run(operation: str, *call: Any) -> Any:
     form = choose(operation, *call)
     if not torch.compiler.is_compiling():
-        said = (operation, form.name, call[0].device.type)
+        first = call[0] if isinstance(call[0], Tensor) else call[0][0]
+        said = (operation, form.name, first.device.type)
         if said not in _said:
             _said.add(said)
             logger.info("%s on %s runs as %s", operation, said[2], form.name)
@@ -217,12 +221,37 @@ def attention(
     return run("attention", q, k, v, terms, axes, q_thw, k_thw, cls_token, add_q, windows)
 
 
-def pool(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
-    return run("pool", x, weight, stride)
+def pool_heads(
+    xs: Sequence[Tensor],
+    thw: Sequence[int],
+    pools: Sequence[Any],
+    norms: Sequence[Any],
+    cls_token: bool,
+) -> tuple[Sequence[Tensor], tuple[int, ...]]:
+    return run("pool_heads", xs, thw, pools, norms, cls_token)
 
 
 def mlp(x: Tensor, fc1: nn.Module, act: nn.Module, fc2: nn.Module, drop: nn.Module) -> Tensor:
     return run("mlp", x, fc1, act, fc2, drop)
+
+
+class HeadPool(nn.Module):
+    """Depthwise convolution over the grid with one set of weights shared by all heads.
+
+    Args:
+        head_dim: channels of a head; ``weight`` is (head_dim, 1, *kernel), as on disk.
+        kernel, stride: one size per axis; padding is kernel // 2.
+    """
+
+    def __init__(self, head_dim: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__()
+        self.kernel, self.stride = tuple(kernel), tuple(stride)
+        self.weight = nn.Parameter(torch.empty(head_dim, 1, *kernel))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as nn.Conv starts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, *grid, heads * head_dim) -> (B, *pooled grid, heads * head_dim)."""
+        return run("pool", x, self.weight, self.stride)
 
 
 class LayerNorm(nn.LayerNorm):
