@@ -82,18 +82,19 @@ def backward_queries(
         n = start + tl.arange(0, BLOCK_N)
         k_row, k_in = _key_rows(n, keys, ko0, ko1, ko2, kw1, kw2, k0, k1, k2, WINDOWS)
         ka = _tile(k, k_row, k_in, k_sn * UNIT, 0, D0, D)
-        s = _dot(qa, tl.trans(ka), PRECISION)
+        s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        if AXES:
+            hot = _one_hot(tl.arange(0, KP)[:, None], n[None, :], kw1, kw2, c1, c2, AXES, CLS)
+            hot = tl.where(hot, 1.0, 0.0).to(term.dtype)
+            s = _dot(term, hot, PRECISION) * (1 / scale)
+        s = _dot(qa, tl.trans(ka), PRECISION, s)
         dp = _dot(ga, tl.trans(_tile(v, k_row, k_in, v_sn * UNIT, 0, D0, D)), PRECISION)
         if D1:
             kb = _tile(k, k_row, k_in, k_sn * UNIT, D0, D1, D)
             s = _dot(qb, tl.trans(kb), PRECISION, s)
             dp = _dot(gb, tl.trans(_tile(v, k_row, k_in, v_sn * UNIT, D0, D1, D)), PRECISION, dp)
-        s *= scale * LOG2E
-        if AXES:
-            hot = _one_hot(tl.arange(0, KP)[:, None], n[None, :], kw1, kw2, c1, c2, AXES, CLS)
-            hot = tl.where(hot, 1.0, 0.0).to(term.dtype)
-            s += _dot(term, hot, PRECISION) * LOG2E
-        p = tl.where((n < keys)[None, :], tl.exp2(s - top[:, None]), 0.0)
+        p = tl.exp2(s * (scale * LOG2E) - top[:, None])
+        p = tl.where((n < keys)[None, :], p, 0.0)
         ds = (p * (dp - d[:, None])).to(q.dtype.element_ty)
         dqa = _dot(ds, ka, PRECISION, dqa)
         if D1:
@@ -102,12 +103,12 @@ def backward_queries(
             dterm = _dot(ds, tl.trans(hot), PRECISION, dterm)
     dqa *= scale
     if ADD_Q:
-        dqa += tl.where((row >= CLS)[:, None], ga.to(tl.float32), 0.0)
+        dqa += _tile(grad, row, q_in & (row >= CLS), g_sn * UNIT, 0, D0, D).to(tl.float32)
     _store(dq + first, dqa, row, q_in, heads * D, 0, D0, D)
     if D1:
         dqb *= scale
         if ADD_Q:
-            dqb += tl.where((row >= CLS)[:, None], gb.to(tl.float32), 0.0)
+            dqb += _tile(grad, row, q_in & (row >= CLS), g_sn * UNIT, D0, D1, D).to(tl.float32)
         _store(dq + first, dqb, row, q_in, heads * D, D0, D1, D)
     if D_TERMS:
         _store_terms(dterm, dt0, dt1, dt2, base, (row - CLS) * heads + h, placed, c1, c2, c3,
@@ -167,19 +168,20 @@ def backward_keys(
         row = _query_rows(m, qo0, qo1, qo2, e1, e2, q1, q2, WINDOWS)
         qa = _tile(q, row, q_in, q_sn * UNIT, 0, D0, D)
         ga = _tile(grad, row, q_in, g_sn * UNIT, 0, D0, D)
-        s = _dot(ka, tl.trans(qa), PRECISION)
+        s = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        if AXES:
+            term = _tile(packed + line * KP, row, q_in, KP, 0, KP, KP)
+            s = _dot(hot, tl.trans(term), PRECISION) * (1 / scale)
+        s = _dot(ka, tl.trans(qa), PRECISION, s)
         dp = _dot(va, tl.trans(ga), PRECISION)
         if D1:
             qb = _tile(q, row, q_in, q_sn * UNIT, D0, D1, D)
             gb = _tile(grad, row, q_in, g_sn * UNIT, D0, D1, D)
             s = _dot(kb, tl.trans(qb), PRECISION, s)
             dp = _dot(vb, tl.trans(gb), PRECISION, dp)
-        s *= scale * LOG2E
-        if AXES:
-            term = _tile(packed + line * KP, row, q_in, KP, 0, KP, KP)
-            s += _dot(hot, tl.trans(term), PRECISION) * LOG2E
         # Rows that are masked hold zeros of q and grad: they add nothing.
-        p = tl.exp2(s - tl.load(lse + line + row, mask=q_in, other=0.0)[None, :])
+        top = tl.load(lse + line + row, mask=q_in, other=0.0)
+        p = tl.exp2(s * (scale * LOG2E) - top[None, :])
         d = tl.load(delta + line + row, mask=q_in, other=0.0)
         ds = (p * (dp - d[None, :])).to(q.dtype.element_ty)
         p = p.to(q.dtype.element_ty)

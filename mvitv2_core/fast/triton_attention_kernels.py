@@ -191,21 +191,22 @@ def forward(
     for start in range(0, keys, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
         k_row, k_in = _key_rows(n, keys, ko0, ko1, ko2, kw1, kw2, k0, k1, k2, WINDOWS)
-        s = _dot(qa, tl.trans(_tile(k, k_row, k_in, k_sn * UNIT, 0, D0, D)), PRECISION)
-        if D1:
-            s = _dot(qb, tl.trans(_tile(k, k_row, k_in, k_sn * UNIT, D0, D1, D)), PRECISION, s)
-        s *= scale * LOG2E
+        s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         if AXES:
             hot = _one_hot(tl.arange(0, KP)[:, None], n[None, :], kw1, kw2, c1, c2, AXES, CLS)
-            s += _dot(term, tl.where(hot, 1.0, 0.0).to(term.dtype), PRECISION) * LOG2E
+            s = _dot(term, tl.where(hot, 1.0, 0.0).to(term.dtype), PRECISION) * (1 / scale)
+        s = _dot(qa, tl.trans(_tile(k, k_row, k_in, k_sn * UNIT, 0, D0, D)), PRECISION, s)
+        if D1:
+            s = _dot(qb, tl.trans(_tile(k, k_row, k_in, k_sn * UNIT, D0, D1, D)), PRECISION, s)
         s = tl.where((n < keys)[None, :], s, float("-inf"))
-        new_top = tl.maximum(top, tl.max(s, 1))
-        p = tl.exp2(s - new_top[:, None])
+        new_top = tl.maximum(top, tl.max(s, 1) * (scale * LOG2E))
+        p = tl.exp2(s * (scale * LOG2E) - new_top[:, None])
         shrink = tl.exp2(top - new_top)
         top = new_top
         total = total * shrink + tl.sum(p, 1)
         p = p.to(v.dtype.element_ty)
-        acc_a = _dot(p, _tile(v, k_row, k_in, v_sn * UNIT, 0, D0, D), PRECISION, acc_a * shrink[:, None])
+        acc_a = _dot(p, _tile(v, k_row, k_in, v_sn * UNIT, 0, D0, D),
+                     PRECISION, acc_a * shrink[:, None])
         if D1:
             acc_b = _dot(p, _tile(v, k_row, k_in, v_sn * UNIT, D0, D1, D),
                            PRECISION, acc_b * shrink[:, None])
@@ -215,12 +216,12 @@ def forward(
     if KEEP:
         _store(attn + first, acc_a, row, q_in, heads * D, 0, D0, D)
     if ADD_Q:
-        acc_a += tl.where((row >= CLS)[:, None], qa.to(tl.float32), 0.0)
+        acc_a += _tile(q, row, q_in & (row >= CLS), q_sn * UNIT, 0, D0, D).to(tl.float32)
     _store(out + first, acc_a, row, q_in, heads * D, 0, D0, D)
     if D1:
         acc_b /= total[:, None]
         if KEEP:
             _store(attn + first, acc_b, row, q_in, heads * D, D0, D1, D)
         if ADD_Q:
-            acc_b += tl.where((row >= CLS)[:, None], qb.to(tl.float32), 0.0)
+            acc_b += _tile(q, row, q_in & (row >= CLS), q_sn * UNIT, D0, D1, D).to(tl.float32)
         _store(out + first, acc_b, row, q_in, heads * D, D0, D1, D)
