@@ -6,7 +6,7 @@ of ``UNIT`` elements, which tells the compiler how loads align without a program
 Head sizes that are no power of two are two tiles, ``D0`` and ``D1`` channels wide: 96 is 64 and 32.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def,import-untyped,import-not-found"
 
 import triton
 import triton.language as tl

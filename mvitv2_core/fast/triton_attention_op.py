@@ -259,15 +259,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     q, k, v, *terms, attn, lse = ctx.saved_tensors
     # PyTorch takes an empty list, and no None, for the gradient of an empty list.
-    rest = [[] if isinstance(x, list) and not x else None for x in ctx.rest]
+    rest: list[Any] = [[] if isinstance(x, Sequence) and not x else None for x in ctx.rest]
     dterms: list[Tensor | None] = [None] * len(terms)
     if grad is None:
         return (None, None, None, dterms, *rest, None)
     if torch.is_grad_enabled():  # a gradient of this gradient is wanted
-        *sizes, q_window, k_window = ctx.rest
         wanted = [x for x in (q, k, v, *terms) if x.requires_grad]
         with torch.autocast(q.device.type, enabled=False):
-            out = plain(q, k, v, terms, *sizes, (q_window, k_window) if q_window else None)
+            out = plain(q, k, v, terms, *ctx.rest)
             found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
         dq, dk, dv, *dterms = (next(found) if x.requires_grad else None for x in (q, k, v, *terms))
         return (dq, dk, dv, dterms, *rest, None)

@@ -21,12 +21,13 @@ def plain(
     axes: Sequence[int],
     q_thw: Sequence[int],
     k_thw: Sequence[int],
-    cls_token: bool = False,
-    add_q: bool = False,
-    windows: tuple[Sequence[int], Sequence[int]] | None = None,
+    cls_token: bool,
+    add_q: bool,
+    q_window: Sequence[int],
+    k_window: Sequence[int],
 ) -> Tensor:
     """The same by PyTorch's operations, differentiable any number of times; for short inputs."""
-    q_window, k_window = windows or (q_thw, k_thw)
+    q_window, k_window = q_window or q_thw, k_window or k_thw
     first = int(cls_token)
     queries = _by_window(q_thw, q_window, q.device) + first
     keys = _by_window(k_thw, k_window, q.device) + first

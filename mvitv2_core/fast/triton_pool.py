@@ -41,6 +41,7 @@ def supports(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
         and all(other.stride() == x.stride() and x.stride(-1) == 1 for other in xs)
         and all(x.device == other.device for other in (*xs, *weights))
         and x.shape[-1] <= MAX_HEAD_DIM
+        and x.shape[1] < 2**20
         and all(prod(weight.shape[2:]) <= MAX_TAPS for weight in weights)
         and x.shape[1] * max(x.stride(1), x.shape[2] * x.shape[3]) < 2**31
         and len(xs) * x.shape[0] * x.shape[2] < 2**16

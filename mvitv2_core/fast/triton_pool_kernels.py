@@ -5,7 +5,7 @@ come as (tensors, taps, D). Where there are two tensors, the last bit of program
 Strides of the tokens come in units of ``UNIT`` elements, which tells the compiler how loads align.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def,import-untyped,import-not-found"
 
 import triton
 import triton.language as tl
@@ -25,33 +25,17 @@ def _pick(which, first, second, TWO: tl.constexpr):
 
 
 @triton.jit
-def _split(i, w1, w2):
-    """Cells along three axes of the token i of a grid, of any size by w1 by w2."""
-    return i // (w1 * w2), i // w2 % w1, i % w2
+def _split(n, w1, w2):
+    """Cells (n // (w1 * w2), n // w2 % w1, n % w2) of n < 2**20, by multiplications."""
+    i0 = ((n.to(tl.float32) + 0.5) * (1.0 / (w1 * w2))).to(tl.int32)
+    rest = n - i0 * (w1 * w2)
+    i1 = ((rest.to(tl.float32) + 0.5) * (1.0 / w2)).to(tl.int32)
+    return i0, i1, rest - i1 * w2
 
 
 @triton.jit
-def _taken(
-    i0,
-    i1,
-    i2,
-    tap,
-    n0,
-    n1,
-    n2,
-    K0: tl.constexpr,
-    K1: tl.constexpr,
-    K2: tl.constexpr,
-    S0: tl.constexpr,
-    S1: tl.constexpr,
-    S2: tl.constexpr,
-):
-    """The input token that a tap of the kernel ties to outputs (i0, i1, i2), and whether it is."""
-    j0 = i0 * S0 - K0 // 2 + tap // (K1 * K2)
-    j1 = i1 * S1 - K1 // 2 + tap // K2 % K1
-    j2 = i2 * S2 - K2 // 2 + tap % K2
-    inside = (j0 >= 0) & (j0 < n0) & (j1 >= 0) & (j1 < n1) & (j2 >= 0) & (j2 < n2)
-    return (j0 * n1 + j1) * n2 + j2, inside
+def _below(i, n):
+    return (i >= 0) & (i < n)
 
 
 @triton.jit
@@ -79,17 +63,23 @@ def _convolve(
     """(rows, channels c) of the pooled tokens i, in float32; the class token passes by."""
     channels = (c < D)[None, :]
     i0, i1, i2 = _split(i - CLS, m1, m2)
+    i0, i1, i2 = i0 * S0 - K0 // 2, i1 * S1 - K1 // 2, i2 * S2 - K2 // 2
     grid = mask & (i >= CLS)
     total = tl.zeros((i.shape[0], c.shape[0]), tl.float32)
     if CLS:
         first = (mask & (i == 0))[:, None] & channels
         total += tl.load(x + i[:, None] * stride + c[None, :], mask=first, other=0.0).to(tl.float32)
-    for tap in tl.static_range(K0 * K1 * K2):
-        row, inside = _taken(i0, i1, i2, tap, n0, n1, n2, K0, K1, K2, S0, S1, S2)
-        inside = (grid & inside)[:, None] & channels
-        part = tl.load(x + (row + CLS)[:, None] * stride + c[None, :], mask=inside, other=0.0)
-        w = tl.load(weight + tap * D + c, mask=c < D, other=0.0)
-        total += part.to(tl.float32) * w.to(tl.float32)[None, :]
+    # Each tap lies as far from the first one for all outputs.
+    x += ((i0 * n1 + i1) * n2 + i2 + CLS)[:, None] * stride + c[None, :]
+    # A loop around unrolled taps of the last axis: all of them unrolled want too many registers.
+    for line in range(K0 * K1):
+        l0, l1 = line // K1, line % K1
+        within = grid & _below(i0 + l0, n0) & _below(i1 + l1, n1)
+        for l2 in tl.static_range(K2):
+            inside = (within & _below(i2 + l2, n2))[:, None] & channels
+            part = tl.load(x + ((l0 * n1 + l1) * n2 + l2) * stride, mask=inside, other=0.0)
+            w = tl.load(weight + (line * K2 + l2) * D + c, mask=c < D, other=0.0)
+            total += part.to(tl.float32) * w.to(tl.float32)[None, :]
     return total
 
 
@@ -208,21 +198,32 @@ def backward_input(
         first = ((i == 0) & (i < count))[:, None] & channels
         part = tl.load(dz + i[:, None] * (y_sn * UNIT) + c[None, :], mask=first, other=0.0)
         total += part.to(tl.float32)
-    for tap in tl.static_range(K0 * K1 * K2):
+    grid = (i >= CLS) & (i < count)
+    for line in range(K0 * K1):
         # Outputs i with i * S - K // 2 + tap == j.
-        i0 = j0 + K0 // 2 - tap // (K1 * K2)
-        i1 = j1 + K1 // 2 - tap // K2 % K1
-        i2 = j2 + K2 // 2 - tap % K2
-        inside = (i >= CLS) & (i < count) & (i0 >= 0) & (i1 >= 0) & (i2 >= 0)
-        inside = inside & (i0 % S0 == 0) & (i1 % S1 == 0) & (i2 % S2 == 0)
-        i0, i1, i2 = i0 // S0, i1 // S1, i2 // S2
-        inside = (inside & (i0 < m0) & (i1 < m1) & (i2 < m2))[:, None] & channels
-        row = (i0 * m1 + i1) * m2 + i2 + CLS
-        part = tl.load(dz + row[:, None] * (y_sn * UNIT) + c[None, :], mask=inside, other=0.0)
-        w = tl.load(weight + tap * D + c, mask=c < D, other=0.0)
-        total += part.to(tl.float32) * w.to(tl.float32)[None, :]
+        i0, i1 = j0 + K0 // 2 - line // K1, j1 + K1 // 2 - line % K1
+        within = grid & (i0 % S0 == 0) & (i1 % S1 == 0)
+        within = within & _below(i0, m0 * S0) & _below(i1, m1 * S1)
+        row = (i0 // S0 * m1 + i1 // S1) * m2 + CLS
+        for last in tl.static_range(K2):
+            i2 = j2 + K2 // 2 - last
+            inside = (within & (i2 % S2 == 0) & _below(i2, m2 * S2))[:, None] & channels
+            at = dz + (row + i2 // S2)[:, None] * (y_sn * UNIT) + c[None, :]
+            part = tl.load(at, mask=inside, other=0.0)
+            w = tl.load(weight + (line * K2 + last) * D + c, mask=c < D, other=0.0)
+            total += part.to(tl.float32) * w.to(tl.float32)[None, :]
     mask = (i < count)[:, None] & channels
     tl.store(dx + i[:, None] * (heads * D) + c[None, :], total.to(dx.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _tap(x, tap, mask, channels, stride, i0, i1, i2, n0, n1, n2,
+         K1: tl.constexpr, K2: tl.constexpr):
+    """Inputs (rows, channels) that a tap ties to the outputs whose first ones lie at x."""
+    l0, l1, l2 = tap // (K1 * K2), tap // K2 % K1, tap % K2
+    mask = mask & _below(i0 + l0, n0) & _below(i1 + l1, n1) & _below(i2 + l2, n2)
+    at = x + ((l0 * n1 + l1) * n2 + l2) * stride
+    return tl.load(at, mask=mask[:, None] & channels, other=0.0).to(tl.float32)
 
 
 # fmt: off
@@ -237,7 +238,7 @@ def backward_weight(
 ):
     """Sums over some tokens of the weight's gradient; programs as in ``backward_norm``.
 
-    Tap by tap, over tokens that stay in the cache: a sum across threads ends each tap.
+    Three taps at a time, over tokens that stay in the cache: sums across threads end each three.
     """
 # fmt: on
     which = tl.program_id(1) % (1 + TWO)
@@ -251,18 +252,25 @@ def backward_weight(
     TAPS: tl.constexpr = K0 * K1 * K2
     line = (which * (tl.num_programs(1) // (1 + TWO)) + bh) * parts + tl.program_id(0)
     sums += line.to(tl.int64) * ((TAPS + 2) * D)
-    for tap in range(TAPS):
-        total = tl.zeros((ROWS, WIDTH), tl.float32)
+    for tap in range(0, TAPS, 3):
+        sum_a = tl.zeros((ROWS, WIDTH), tl.float32)
+        sum_b = tl.zeros((ROWS, WIDTH), tl.float32)
+        sum_c = tl.zeros((ROWS, WIDTH), tl.float32)
         for tile in range(tiles):
             i = (tl.program_id(0) * tiles + tile) * ROWS + tl.arange(0, ROWS)
+            mask = (i >= CLS) & (i < count)
+            at = dz + i[:, None] * (y_sn * Y_UNIT) + c[None, :]
+            grad = tl.load(at, mask=mask[:, None] & channels, other=0.0).to(tl.float32)
             i0, i1, i2 = _split(i - CLS, m1, m2)
-            row, inside = _taken(i0, i1, i2, tap, n0, n1, n2, K0, K1, K2, S0, S1, S2)
-            inside = (inside & (i >= CLS) & (i < count))[:, None] & channels
-            part = tl.load(x + (row + CLS)[:, None] * (x_sn * UNIT) + c[None, :], mask=inside,
-                           other=0.0)
-            grad = tl.load(dz + i[:, None] * (y_sn * Y_UNIT) + c[None, :], mask=inside, other=0.0)
-            total += part.to(tl.float32) * grad.to(tl.float32)
-        tl.store(sums + tap * D + c, tl.sum(total, 0), mask=c < D)
+            i0, i1, i2 = i0 * S0 - K0 // 2, i1 * S1 - K1 // 2, i2 * S2 - K2 // 2
+            step = x_sn * UNIT
+            at = x + ((i0 * n1 + i1) * n2 + i2 + CLS)[:, None] * step + c[None, :]
+            sum_a += grad * _tap(at, tap, mask, channels, step, i0, i1, i2, n0, n1, n2, K1, K2)
+            sum_b += grad * _tap(at, tap + 1, mask, channels, step, i0, i1, i2, n0, n1, n2, K1, K2)
+            sum_c += grad * _tap(at, tap + 2, mask, channels, step, i0, i1, i2, n0, n1, n2, K1, K2)
+        tl.store(sums + tap * D + c, tl.sum(sum_a, 0), mask=c < D)
+        tl.store(sums + (tap + 1) * D + c, tl.sum(sum_b, 0), mask=(c < D) & (tap + 1 < TAPS))
+        tl.store(sums + (tap + 2) * D + c, tl.sum(sum_c, 0), mask=(c < D) & (tap + 2 < TAPS))
 
 
 @triton.jit(do_not_specialize=["lines"])

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Tokens of a block, and warps.
-ROWS, WARPS = 32, 4
+ROWS, WARPS = 32, 8
 # About as many programs part the tokens to sum the gradients of parameters.
 PROGRAMS = 528
 
@@ -199,8 +199,10 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
     xs, weights, gains, biases = (list(saved[i * n : (i + 1) * n]) for i in range(4))
     # PyTorch takes an empty list, and no None, for the gradient of an empty list.
-    rest = (None if ctx.eps else [], None, None, None)
-    parameters = [[None] * len(part) for part in (weights, gains, biases)]
+    rest: tuple[Any, ...] = (None if ctx.eps else [], None, None, None)
+    parameters: list[list[Tensor | None]] = [
+        [None] * len(part) for part in (weights, gains, biases)
+    ]
     if all(grad is None for grad in grads):
         return ([None] * n, *parameters, *rest)
     full = [
