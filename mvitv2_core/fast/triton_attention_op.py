@@ -79,10 +79,7 @@ def _problem(
         present[axis + 3 - rank] = term.contiguous()
     ends = [sum(x.shape[-1] for x in present[:n] if x is not None) for n in (1, 2, 3)]
     sizes = [q.shape[2], q.shape[1], k.shape[1], *(n for grid in grids[:4] for n in grid)]
-    d0 = 1 << (head_dim.bit_length() - 1)
-    d1 = _power(head_dim - d0) if head_dim > d0 else 0
-    if d0 < 16 or d1 >= d0:
-        d0, d1 = _power(head_dim), 0
+    d0, d1 = tiles(head_dim)
     precision = "ieee" if q.dtype == torch.float32 else "tf32" if q.is_cuda else "widened"
     constants = {
         "scale": head_dim**-0.5,
@@ -99,6 +96,13 @@ def _problem(
         terms=present,
         constants=constants,
     )
+
+
+def tiles(head_dim: int) -> tuple[int, int]:
+    """Widths of the one or two tiles that hold a head: powers of two, and at least 16."""
+    first = 1 << (head_dim.bit_length() - 1)
+    second = _power(head_dim - first) if head_dim > first else 0
+    return (first, second) if first >= 16 and second < first else (_power(head_dim), 0)
 
 
 def _power(n: int) -> int:

@@ -71,7 +71,7 @@ def problems(draw: st.DrawFn) -> Problem:
 
 
 @settings(
-    max_examples=10,
+    max_examples=8,
     derandomize=True,
     database=None,
     deadline=None,

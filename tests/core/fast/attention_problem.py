@@ -74,11 +74,12 @@ class Problem:
             keys = torch.tensor([k.shape[1] if i is None else i + first for i in cells])
             if first:
                 queries, keys = (torch.cat([x.new_zeros(1), x]) for x in (queries, keys))
+            queries, keys = queries.to(q.device), keys.to(q.device)
             k_, v_ = (torch.cat([x, zero], dim=1)[:, keys] for x in (k, v))
             q_ = q[:, queries]
             logits = torch.einsum("bnhd,bmhd->bhnm", q_ * self.head_dim**-0.5, k_)
             for axis, term in zip(self.axes, terms, strict=True):
-                cell = plain.cells(k_window)[axis]
+                cell = plain.cells(k_window)[axis].to(q.device)
                 added = torch.zeros_like(logits)
                 part = term[:, queries[first:] - first].movedim(2, 1)[..., cell]
                 added[:, :, first:, first:] = part
