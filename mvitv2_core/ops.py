@@ -2,6 +2,7 @@
 
 ``MVITV2_REFERENCE=1`` runs the plain definitions alone. ``MVITV2_ATTENTION=folded`` and the like
 (an operation of ``FORMS``, a form of it) take that form wherever it can run, for debugging.
+``MVITV2_TRITON=1`` lets Triton's kernels run where they can.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from .fast import (
     pool_frames,
     rows_opaque,
     rows_remembered,
+    triton_attention,
+    triton_pool,
     workarounds,
 )
 from .fast.compiled import compile_blocks
-from .fast.context import eager, observed, untouched
+from .fast.context import eager, exporting, observed, untouched
+from .fast.precision import cast_for_product, without_autocast
 from .plain import Windows, max_pool_skip, split_cls_token
 
 __all__ = ["CONVOLUTIONS", "HeadPool", "attention", "compile_blocks", "make_norm"]
@@ -73,6 +77,45 @@ def fused_heads_fit(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_
     return channels <= attention_folded.MAX_HEAD_DIM and not on_cpu
 
 
+def asked_for_triton(*_: Any) -> bool:
+    """``MVITV2_TRITON=1``: the kernels are right in Triton's interpreter, and not yet timed."""
+    return TRITON
+
+
+def triton_attends(q: Tensor, k: Tensor, v: Tensor, terms: Any, axes: Any, *rest: Any) -> bool:
+    if not terms or exporting():
+        return False
+    q, k, v, *terms = cast_for_product(q, k, v, *terms)
+    q_thw, k_thw, _, _, windows = rest
+    return triton_attention.supports(q, k, v, terms, q_thw, k_thw, windows)
+
+
+def attention_by_triton(q: Tensor, k: Tensor, v: Tensor, terms: Any, *rest: Any) -> Tensor:
+    q, k, v, *terms = cast_for_product(q, k, v, *terms)
+    return triton_attention.attention(q, k, v, terms, *rest)
+
+
+def triton_pools(xs: Any, thw: Any, pools: Any, norms: Any, cls_token: bool) -> bool:
+    """Pools and norms that nothing hangs on."""
+    return (
+        not exporting()
+        and all(untouched(pool, HeadPool) for pool in pools)
+        and all(untouched(norm, LayerNorm) and norm.bias is not None for norm in norms)
+        and triton_pool.supports(cast_for_product(*xs), [pool.weight for pool in pools])
+    )
+
+
+def pools_by_triton(xs: Any, thw: Any, pools: Any, norms: Any, cls_token: bool) -> Any:
+    weights = [pool.weight for pool in pools]
+    parts = [(norm.weight, norm.bias, norm.eps) for norm in norms]
+    stride, kernel = pools[0].stride, pools[0].kernel
+    axes = zip(thw, kernel, stride, strict=True)
+    pooled_thw = tuple((n + 2 * (k // 2) - k) // s + 1 for n, k, s in axes)
+    xs = cast_for_product(*xs)
+    with without_autocast(xs[0].device.type):
+        return triton_pool.pool_heads(xs, weights, parts, thw, stride, cls_token), pooled_thw
+
+
 def unknown_sizes(table: Tensor, q_size: int, k_size: int) -> bool:
     return rows_opaque.sizes_unknown(q_size, k_size)
 
@@ -112,6 +155,7 @@ bfloat16_fails = workarounds.bfloat16_fails
 # Of each operation the first form that can and should run a call does.
 FORMS: dict[str, tuple[Form, ...]] = {
     "attention": (
+        Form("triton", triton_attends, attention_by_triton, asked_for_triton),
         Form("fused", no_positions, attention_fused.attention),
         Form("folded", positions, attention_folded.attention, fused_heads_fit),
         Form("chunked", positions, attention_chunked.attention),
@@ -122,7 +166,10 @@ FORMS: dict[str, tuple[Form, ...]] = {
         Form("remembered", always, rows_remembered.pair_rows),
         Form("plain", always, rel_pos.pair_rows),
     ),
-    "pool_heads": (Form("plain", always, plain.pool_heads),),
+    "pool_heads": (
+        Form("triton", triton_pools, pools_by_triton, asked_for_triton),
+        Form("plain", always, plain.pool_heads),
+    ),
     "pool": (
         Form("float32", bfloat16_fails, workarounds.in_float32(plain.pool)),
         Form("frames", odd_frames, pool_frames.pool, cuda_or_training),
@@ -143,6 +190,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
     ),
 }
 REFERENCE = os.environ.get("MVITV2_REFERENCE") == "1"
+TRITON = os.environ.get("MVITV2_TRITON") == "1"
 
 
 def _forced() -> dict[str, str]:
