@@ -11,6 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from .fast import (
     norm_half,
     pool_channels_last,
     pool_frames,
+    product_by_sample,
     rows_opaque,
     rows_remembered,
     triton_attention,
@@ -120,6 +122,10 @@ def unknown_sizes(table: Tensor, q_size: int, k_size: int) -> bool:
     return rows_opaque.sizes_unknown(q_size, k_size)
 
 
+def few_samples(q: Tensor, rows: Tensor) -> bool:
+    return eager() and 1 < q.shape[0] <= product_by_sample.MOST
+
+
 def odd_frames(x: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
     return weight.ndim == 5 and weight.shape[2] % 2 == 1 and max(weight.shape[2], stride[0]) > 1
 
@@ -165,6 +171,10 @@ FORMS: dict[str, tuple[Form, ...]] = {
         Form("opaque", unknown_sizes, rows_opaque.pair_rows),
         Form("remembered", always, rows_remembered.pair_rows),
         Form("plain", always, rel_pos.pair_rows),
+    ),
+    "product": (
+        Form("by_sample", few_samples, product_by_sample.product),
+        Form("plain", always, torch.matmul),
     ),
     "pool_heads": (
         Form("triton", triton_pools, pools_by_triton, asked_for_triton),
@@ -264,8 +274,8 @@ def attention(
     window, seen_thw = windows or (None, k_thw)
     if axes:  # contiguous once, or each axis would copy what the class token's row parts from it
         queries = queries.contiguous()
-    rows = lambda *call: run("rows", *call)  # noqa: E731
-    terms = rel_pos.rel_pos_terms(queries, tables, q_thw, seen_thw, window, rows)
+    forms = (partial(run, "rows"), partial(run, "product"))
+    terms = rel_pos.rel_pos_terms(queries, tables, q_thw, seen_thw, window, *forms)
     return run("attention", q, k, v, terms, axes, q_thw, k_thw, cls_token, add_q, windows)
 
 
