@@ -3,6 +3,8 @@
 from .checkpoint import CheckpointError, LoadReport, inflate_state_dict, load_checkpoint
 from .config import VARIANTS, MViTConfig
 from .model import MViT, MViTClassifier
+from .model_info import ModelInfo
+from .models import create_model, list_models
 from .spec import BlockSpec
 
 __all__ = [
@@ -13,6 +15,9 @@ __all__ = [
     "MViT",
     "MViTClassifier",
     "MViTConfig",
+    "ModelInfo",
+    "create_model",
     "inflate_state_dict",
+    "list_models",
     "load_checkpoint",
 ]
