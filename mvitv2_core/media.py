@@ -103,6 +103,7 @@ class Video:
             raise ImportError(f"reading videos needs PyAV: {INSTALL}") from error
         self.file, self.short_side, self.broken = os.fspath(path), short_side, ""
         self._begun = False
+        self._size: tuple[int, int] | None = None
         self._errors = (av.error.FFmpegError, UnicodeDecodeError)
         # One for all frames: a frame's own sets up its scaler anew each time.
         self._reformatter = VideoReformatter()
@@ -159,10 +160,15 @@ class Video:
 
     def to_tensor(self, picture: Any) -> Tensor:
         """A decoded frame as (H, W, 3) uint8 RGB, scaled, and turned as its rotation flag says."""
-        width, height = scaled_size(picture.width, picture.height, self.short_side)
-        rgb = self._reformatter.reformat(
-            picture, width=width, height=height, format="rgb24", interpolation="AREA"
-        )
+        if self._size is None:  # a stream may change its size; what comes out does not
+            self._size = scaled_size(picture.width, picture.height, self.short_side)
+        width, height = self._size
+        try:
+            rgb = self._reformatter.reformat(
+                picture, width=width, height=height, format="rgb24", interpolation="AREA"
+            )
+        except (*self._errors, ValueError) as error:
+            raise MediaError(f"{self.file}: its pixels cannot be read: {_cause(error)}") from error
         pixels = torch.from_numpy(rgb.to_ndarray())
         turns = round(picture.rotation / 90) % 4  # anticlockwise
         return torch.rot90(pixels, turns).contiguous() if turns else pixels

@@ -46,7 +46,7 @@ class ModelInfo:
             (the centre where there is one). "fraction": view i starts at i / views of what is
             left. "segments": one clip, a frame from the middle of each of T equal parts.
         activation: "softmax", or "sigmoid" where several labels may hold at once.
-        channel_order: of what the model takes.
+        channel_order: "RGB" or "BGR", of what the model takes.
         source: URL of the weights; "" without.
         licence: of the weights.
         published: the authors' figure, not measured by this project; "" where there is none.
@@ -67,7 +67,7 @@ class ModelInfo:
     target_fps: float = 30.0
     sampling: Sampling = "offset"
     activation: Literal["softmax", "sigmoid"] = "softmax"
-    channel_order: str = "RGB"
+    channel_order: Literal["RGB", "BGR"] = "RGB"
     source: str = ""
     licence: str = ""
     published: str = ""

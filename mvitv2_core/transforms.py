@@ -98,6 +98,7 @@ class ImageTransform:
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         mean, std = (pixels.new_tensor(v)[:, None, None] for v in (self.info.mean, self.info.std))
+        pixels = pixels.flip(0) if self.info.channel_order == "BGR" else pixels
         return (pixels - mean) / std
 
 
@@ -202,6 +203,7 @@ class ClipTransform:
     def prepare(self, frames: Tensor) -> Tensor:
         """(T, h, w, 3) uint8 frames of one clip -> (crops, 3, T, H, W) float32."""
         mean, std = torch.tensor(self.info.mean), torch.tensor(self.info.std)
+        frames = frames.flip(-1) if self.info.channel_order == "BGR" else frames
         clip = (frames.float() / 255 - mean.to(frames.device)) / std.to(frames.device)
         clip = scale_short_side(clip.permute(3, 0, 1, 2), self.info.resize)
         places = (0, 1, 2) if self.info.views[1] == 3 else (1,)
