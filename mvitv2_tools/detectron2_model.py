@@ -97,6 +97,7 @@ def build_detector(
 def _from_lazy(config: Path, options: Any) -> tuple[Any, list[Any], str, str, str]:
     from detectron2.config import LazyConfig, instantiate
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     if config.suffix == ".py":
         cfg = LazyConfig.load(str(config))
@@ -104,19 +105,20 @@ def _from_lazy(config: Path, options: Any) -> tuple[Any, list[Any], str, str, st
         loader = yaml.UnsafeLoader if options.trust_config else _ConfigLoader
         try:
             content = yaml.load(config.read_text("utf-8"), loader)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, TypeError, KeyError, ImportError) as error:
             raise ValueError(f"{config}: {' '.join(str(error).split())}") from error
         cfg = OmegaConf.create(content, flags={"allow_objects": True})
     if "model" not in cfg:
         raise ValueError(f"{config}: holds no model")
     mapper = cfg.dataloader.test.mapper
-    if config.suffix != ".py" and not options.trust_config:
-        for part in (cfg.model, mapper.augmentations):
-            _check_targets(config, OmegaConf.to_container(part, resolve=False))
     try:
+        if config.suffix != ".py" and not options.trust_config:
+            for part in (cfg.model, mapper.augmentations):
+                # References are resolved first: one may lead out of the model.
+                _check_targets(config, OmegaConf.to_container(part, resolve=True))
         model = instantiate(cfg.model)
         augmentations = instantiate(mapper.augmentations)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, AssertionError, OmegaConfBaseException) as error:
         raise ValueError(f"{config}: its model cannot be built: {error}") from error
     names = cfg.dataloader.test.dataset.names
     dataset = names if isinstance(names, str) else names[0]

@@ -17,6 +17,7 @@ from .answers import Answer
 from .report import clock
 
 TILE, COLUMNS, TILES = 240, 4, 40
+NARROW = 320  # pixels of width from which on labels can be read below a video
 BLUE = (26, 84, 144)
 
 
@@ -155,7 +156,8 @@ def label_video(path: str, answers: Sequence[Answer], target: Path) -> Path:
         try:
             for frame in video.frames():
                 pixels = video.to_tensor(frame.picture).numpy()
-                pixels = pixels[: pixels.shape[0] - pixels.shape[0] % 2]
+                larger = -(-NARROW // pixels.shape[1])
+                pixels = pixels.repeat(larger, axis=0).repeat(larger, axis=1)
                 answer = _at(answers, frame.seconds)
                 if bar is None or answer is not current:
                     current, bar = answer, label_bar(answer, pixels.shape[1])
@@ -224,30 +226,31 @@ def contact_sheet(tiles: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def plot_labels(answers: Sequence[Answer], target: Path, lines: int = 6) -> Path:
-    """How likely the strongest labels are over a video's time."""
+def plot_labels(answers: Sequence[Answer], target: Path, rows: int = 10) -> Path:
+    """The strongest labels over a video's time: a row for each, dark where it is likely.
+
+    What is beyond an answer's ``--topk`` counts as 0.
+    """
     from matplotlib.figure import Figure
 
     totals: dict[str, float] = defaultdict(float)
     for answer in answers:
         for label in answer.labels:
             totals[label.text] += label.probability
-    names = sorted(totals, key=lambda name: -totals[name])[:lines]
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    names = sorted(totals, key=lambda name: -totals[name])[:rows]
+    figure = Figure(figsize=(11, 1.4 + 0.36 * len(names)), layout="constrained")
     axis = figure.subplots()
-    for name in names:
-        times: list[float] = []
-        values: list[float] = []
-        for answer in answers:
-            assert answer.part.span is not None
-            by_name = {label.text: label.probability for label in answer.labels}
-            times += answer.part.span
-            values += [100 * by_name.get(name, 0.0)] * 2
-        axis.plot(times, values, label=name, linewidth=1.8)
-    axis.set(xlabel="seconds", ylabel="probability, %", ylim=(0, 102))
+    for answer in answers:
+        assert answer.part.span is not None
+        start, end = answer.part.span
+        by_name = {label.text: label.probability for label in answer.labels}
+        for row, name in enumerate(names):
+            alpha = by_name.get(name, 0.0)
+            axis.barh(row, end - start, left=start, height=0.8, color="#1a5490", alpha=alpha)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
     axis.set_xlim(answers[0].part.span[0], answers[-1].part.span[1])  # type: ignore[index]
-    axis.set_title(Path(answers[0].part.input.path).name)
-    axis.grid(alpha=0.3)
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    axis.set_xlabel("seconds")
+    axis.set_title(f"{Path(answers[0].part.input.path).name}: the darker, the likelier")
     figure.savefig(target, dpi=110)
     return target

@@ -47,7 +47,7 @@ def to_json(answer: Answer) -> str:
                 "index": thing.index,
                 "label": thing.name or None,
                 "score": round(thing.score, 6),
-                "box": [round(side, 2) for side in thing.box],
+                "box": [round(side, 4) for side in thing.box],
                 **({} if thing.mask is None else {"mask": thing.mask}),
             }
             for thing in answer.things

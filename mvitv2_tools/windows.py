@@ -61,8 +61,7 @@ def read_windows(
 
     for frame in video.frames():
         previous, number = number, max(round(frame.seconds * fps), number + 1)
-        while count * stride * fps <= number:
-            start = round(count * stride * fps)
+        while (start := round(count * stride * fps)) <= number:
             window = Window(
                 count * stride, count * stride + length, [index + start for index in relative]
             )
@@ -85,7 +84,7 @@ def read_windows(
         raise MediaError(f"{video.file}: no frame could be decoded")
     total = (number + 1) / fps
     for window in waiting:
-        if given and total - window.start < length / 2:
+        if given and round((total - window.start) * fps) < round(length * fps / 2):
             continue
         kept[number] = video.to_tensor(shown)
         window.end = min(window.end, total)

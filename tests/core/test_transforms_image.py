@@ -12,7 +12,8 @@ import torch
 
 from mvitv2_core.media import MediaError, open_image
 from mvitv2_core.model_info import image_info, official_info
-from mvitv2_core.transforms import ImageTransform, pillow_bicubic
+from mvitv2_core.resize import pillow_bicubic
+from mvitv2_core.transforms import ImageTransform
 from tests.media_files import picture
 
 Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow: pip install Pillow")
