@@ -138,7 +138,7 @@ class Video:
         begin = self._stream.start_time or 0
         start = int(first / unit) + begin
         end = None if last is None else int(last / unit) + begin + JITTER / unit
-        decoded = 0
+        decoded, shown = 0, 0.0
         try:
             if self._begun or first > 0:
                 self._seek(max(start - int(1 / unit), begin))
@@ -152,11 +152,19 @@ class Video:
                     continue
                 if end is not None and frame.pts > end:
                     return
-                yield Frame(float((frame.pts - begin) * unit), frame)
+                shown = float((frame.pts - begin) * unit)
+                yield Frame(shown, frame)
+            if self._stream.duration is not None and last is None and decoded:
+                self._note_end(shown + 1 / self.fps, float(self._stream.duration * unit))
         except self._errors as error:
             if not decoded:
                 raise MediaError(f"{self.file}: cannot be decoded: {_cause(error)}") from error
             self.broken = _cause(error)
+
+    def _note_end(self, seconds: float, expected: float) -> None:
+        """A file whose end was cut off may end quietly."""
+        if expected - seconds > max(0.5, 0.05 * expected):
+            self.broken = f"of {expected:.1f} s, {seconds:.1f} s can be decoded"
 
     def to_tensor(self, picture: Any) -> Tensor:
         """A decoded frame as (H, W, 3) uint8 RGB, scaled, and turned as its rotation flag says."""

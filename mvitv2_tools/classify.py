@@ -31,12 +31,11 @@ class Classifier:
         window, stride: seconds of the windows of videos; ``window`` None for windows of 10 in
             videos longer than a minute, 0 for one answer in any case; ``stride`` None for
             windows that follow each other.
+        draw: keep a small picture of each part.
 
     Raises:
         ValueError: labels of another number than classes, or windows that cannot be.
     """
-
-    takes_windows = True
 
     def __init__(
         self,
@@ -47,6 +46,7 @@ class Classifier:
         topk: int = 5,
         window: float | None = None,
         stride: float | None = None,
+        draw: bool = False,
     ) -> None:
         if labels is not None and len(labels) != info.num_classes:
             raise ValueError(f"{len(labels)} labels do not fit {info.num_classes} classes")
@@ -57,6 +57,7 @@ class Classifier:
             )
         self.model, self.info, self.labels = model.to(device).eval(), info, labels
         self.device, self.topk, self.window, self.stride = device, topk, window, stride
+        self.draw = draw
         self.image = ImageTransform(info) if info.task == "image" else None
         self.clip = ClipTransform(info) if info.task == "clip" else None
 
@@ -69,10 +70,12 @@ class Classifier:
         if self.image is None:
             raise MediaError(f"{item.path}: is a picture, and {self.info.name} takes videos")
         image = open_image(item.path)
-        data = self.image(image)[None]
-        image.thumbnail((320, 320))
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        return Part(item, data, picture=pixels.view(image.height, image.width, 3))
+        part = Part(item, self.image(image)[None])
+        if self.draw:
+            image.thumbnail((320, 320))
+            pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+            part.picture = pixels.view(image.height, image.width, 3)
+        return part
 
     def read_video(self, item: Input) -> Iterator[Part]:
         """A video's (views, 3, T, H, W), or those of each window.
@@ -112,7 +115,7 @@ class Classifier:
         different = [clips[0], *(c for c in clips[1:] if not torch.equal(c, clips[0]))]
         views = torch.cat([transform.prepare(clip) for clip in different])
         middle = clips[len(clips) // 2]
-        return Part(item, views, span, middle[len(middle) // 2])
+        return Part(item, views, span, middle[len(middle) // 2] if self.draw else None)
 
     @torch.inference_mode()
     def answer(self, parts: Iterable[Part], batch: int) -> Iterator[Answer]:

@@ -30,8 +30,6 @@ class Detector:
         draw: make drawings.
     """
 
-    takes_windows = False
-
     def __init__(
         self,
         model: nn.Module,
@@ -94,7 +92,12 @@ class Detector:
         self.augmentations(pixels)
         image = torch.as_tensor(pixels.image.astype("float32").transpose(2, 0, 1))
         height, width = rgb.shape[:2]
-        return Part(item, {"image": image, "height": height, "width": width}, span, rgb)
+        return Part(
+            item,
+            {"image": image, "height": height, "width": width},
+            span,
+            rgb if self.draw else None,
+        )
 
     @torch.inference_mode()
     def answer(self, parts: Iterable[Part], batch: int) -> Iterator[Answer]:

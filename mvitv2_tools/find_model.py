@@ -100,6 +100,7 @@ def _classifier(
         options.topk,
         options.window,
         options.stride,
+        options.draw,
     )
     size = "x".join(map(str, info.input_size))
     unnamed = "" if labels is not None else "; its classes have no names here (--labels FILE)"

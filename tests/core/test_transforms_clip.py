@@ -112,11 +112,46 @@ def test_broken_tail(tmp_path: Path) -> None:
     numbers = [lit(clip, 90) for clip in read(cut, decoded_side=0)]
     assert numbers[0][0] == 0 and max(map(max, numbers)) < 70
     assert all(a <= b for clip in numbers for a, b in pairwise(clip))
+    # With its index in front, an MP4 that was cut off ends quietly.
+    options = {"container_options": {"movflags": "+faststart"}}
+    data = write_video(tmp_path / "front.mp4", frames, **options).read_bytes()
+    (tmp_path / "front.mp4").write_bytes(data[: int(len(data) * 0.6)])
+    with Video(tmp_path / "front.mp4") as video:
+        numbers = [lit(clip, 90) for clip in ClipTransform(INFO).read(video)]
+        assert video.broken.startswith("of 3.0 s, ") and numbers[0][0] == 0
+    with Video(path) as video:
+        ClipTransform(INFO).read(video)
+        assert sum(1 for _ in video.frames()) == 90 and video.broken == ""
     # An MP4 without its index holds nothing that can be found.
     path = write_video(tmp_path / "a.mp4", frames)
     (tmp_path / "cut.mp4").write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(MediaError, match=r"cut\.mp4: cannot be read as a video"):
         read(tmp_path / "cut.mp4")
+
+
+def test_ten_bits_and_sound(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    frames = frame_number(60, 120, 80)
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 120, 80, "yuv420p10le"
+        sound = container.add_stream("aac", rate=44100)
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(stream.encode(picture.reformat(format="yuv420p10le")))
+        container.mux(stream.encode())
+        silence = np.zeros((1, 3 * 44100), np.float32)
+        samples = av.AudioFrame.from_ndarray(silence, format="flt", layout="mono")
+        samples.sample_rate = 44100
+        container.mux([*sound.encode(samples), *sound.encode()])
+    numbers = [lit(clip, 60) for clip in read(tmp_path / "a.mp4", decoded_side=0)]
+    expected = [[0, 6, 12, 19], [20, 26, 32, 39], [40, 46, 52, 59]]
+    assert np.abs(np.array(numbers) - expected).max() <= 1
+    with av.open(str(tmp_path / "sound.m4a"), "w") as container:
+        sound = container.add_stream("aac", rate=44100)
+        container.mux([*sound.encode(samples), *sound.encode()])
+    with pytest.raises(MediaError, match=r"sound\.m4a: holds no video"):
+        Video(tmp_path / "sound.m4a")
 
 
 def test_files_that_are_no_videos(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from mvitv2_core.model_info import ModelInfo, official_info
 from mvitv2_core.transforms import ClipTransform, ImageTransform
+from mvitv2_slowfast.model_info import read_info
 from tests.media_files import frame_number, picture, write_video
 from tests.slowfast.launch import ROOT, needs_pyslowfast
 
@@ -50,6 +51,23 @@ KINETICS = {
     "mvitv2_base_32x3_k400": "Kinetics/MVITv2_B_32x3",
     "mvitv2_large_40x3_k400": "Kinetics/MVITv2_L_40x3_test",
 }
+SOMETHING = {
+    "mvitv2_small_16x4_ssv2": "SSv2/MVITv2_S_16x4",
+    "mvitv2_base_32x3_ssv2": "SSv2/MVITv2_B_32x3",
+    "mvitv2_large_40x3_ssv2": "SSv2/MVITv2_L_40x3",
+}
+
+
+@pytest.mark.parametrize(("name", "recipe"), [*KINETICS.items(), *SOMETHING.items()])
+def test_infos_are_those_of_the_official_configs(name: str, recipe: str, tmp_path: Path) -> None:
+    """What ``ModelInfo`` says is what PySlowFast's own file, read as a trainer's, says."""
+    info = official_info(name)
+    read = read_info(official_cfg(recipe, tmp_path), name)
+    origin = ("labels", "source", "licence", "published", "recipe")
+    assert replace(read, **{key: getattr(info, key) for key in origin}) == info
+    assert info.recipe == f"PySlowFast configs/{recipe}.yaml"
+
+
 # Frames, width, height, rate: long and short, wide and tall, of odd rates and odd sizes.
 VIDEOS = {
     "long": (160, 340, 256, 30),

@@ -230,13 +230,23 @@ def test_damaged_and_turned_videos(predict: Predict, tmp_path: Path) -> None:
     data = bytearray(whole.read_bytes())
     (videos / "cut.ts").write_bytes(data[: len(data) // 2])
     write_video(videos / "one.mp4", frames[:1])
+    front = write_video(
+        videos / "front.mp4",
+        frame_number(60, 160, 120),
+        container_options={"movflags": "+faststart"},
+    )
+    front.write_bytes(front.read_bytes()[: front.stat().st_size // 2])
     write_video(videos / "turned.mp4", frames)
     set_rotation(videos / "turned.mp4", 90)
     result = predict(tmp_path / "run", videos, "--json")
     info = read_info(cfg, "any")
-    for row in result.rows:
+    rows = [row for row in result.rows if "error" not in row]
+    for row in rows:
         check(row, probabilities(model, info, Path(row["input"])))
-    assert result.code == 0 and len(result.rows) == 4
+    assert len(rows) == 5 and result.code == 1
+    broken = {row["input"]: row["error"] for row in result.rows if "error" in row}
+    assert "answered for what comes before" in broken[str(front)]
+    assert set(broken) <= {str(front), str(videos / "cut.ts")}
 
 
 def test_out(predict: Predict, tmp_path: Path) -> None:
