@@ -210,6 +210,11 @@ class ClipTransform:
         return torch.stack([crop(clip, self.info.crop, place) for place in places])
 
 
+def create_transform(info: ModelInfo) -> ImageTransform | ClipTransform:
+    """What prepares the inputs of a model: ``create_transform(model.info)("photo.jpg")``."""
+    return ImageTransform(info) if info.task == "image" else ClipTransform(info)
+
+
 def pick(video: Video, frames: Iterable[Any], index: Tensor) -> Tensor | None:
     """Frames of a stream by their (T,) rising numbers in it; the last stands in for those beyond.
 
