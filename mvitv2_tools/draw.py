@@ -25,12 +25,11 @@ class Writer:
     """Takes answers in order and writes files into a folder.
 
     Args:
-        folder: made if it is not there. Files of an earlier run are replaced.
+        folder: is there. Files of an earlier run are replaced.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder, self.written = Path(folder), []  # type: Path, list[Path]
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._names: dict[str, str] = {}
         self._tiles: list[Image.Image] = []
         self._windows: dict[str, list[Answer]] = defaultdict(list)

@@ -44,8 +44,17 @@ class Options:
 
     @property
     def torch_device(self) -> torch.device:
-        """The one asked for, or a GPU where there is one."""
-        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        """The one asked for, or a GPU where there is one.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            cause = str(error).splitlines()[0]
+            raise ValueError(f"--device {name} cannot be used: {cause}") from error
 
 
 def find_model(name: str, options: Options) -> tuple[Any, str]:
@@ -129,9 +138,13 @@ def _from_file(path: Path, options: Options) -> tuple[Any, str]:
 
     Nothing of a file is run.
     """
-    content = read_content(path)
-    if isinstance(content.get("cfg"), str) and "model_state" in content:
-        return _from_pyslowfast(path, content["cfg"], options)
+    official = next((n for n, row in OFFICIAL.items() if row.file == path.name), None)
+    if official in list_models():
+        model = create_model(official, weights=path)
+        return _classifier(model, model.info, options, str(path))  # type: ignore[arg-type]
+    cfg = _pyslowfast_cfg(path, read_content(path).get("cfg"))
+    if cfg is not None:
+        return _from_pyslowfast(path, cfg, options)
     config = Path(options.config) if options.config else path.parent / "config.yaml"
     state = read_checkpoint(path, check=False).state
     if any(n.startswith(("backbone.", "roi_heads.", "proposal_generator.")) for n in state):
@@ -164,25 +177,46 @@ def _from_file(path: Path, options: Options) -> tuple[Any, str]:
     return _classifier(model, info, options, str(path), [path.parent])
 
 
-def _from_pyslowfast(path: Path, text: str, options: Options) -> tuple[Any, str]:
-    """A checkpoint that PySlowFast wrote: it holds the whole config, as YAML."""
-    import yaml
-    from yacs.config import CfgNode
+class _Node(dict[str, Any]):
+    """A YAML mapping whose keys are attributes, as PySlowFast's config nodes are."""
 
+    __getattr__ = dict.__getitem__
+
+
+def _node(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _Node({key: _node(item) for key, item in value.items()})
+    return value
+
+
+def _pyslowfast_cfg(path: Path, text: object) -> _Node | None:
+    """The config that PySlowFast stored in a checkpoint; None where there is none of its own."""
+    import yaml
+
+    try:
+        cfg = _node(yaml.safe_load(text)) if isinstance(text, str) else None
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{path}: the config in it is no YAML: {error}") from error
+    if not isinstance(cfg, _Node) or not {"MVIT", "DATA", "TEST", "DETECTION"} <= set(cfg):
+        return None  # facebookresearch/mvit stores one of its own, which has fewer
+    return cfg
+
+
+def _from_pyslowfast(path: Path, cfg: _Node, options: Options) -> tuple[Any, str]:
+    """A checkpoint that PySlowFast wrote, by the whole config in it."""
     from mvitv2_slowfast.config import read_config
     from mvitv2_slowfast.model_info import read_info
 
     try:
-        cfg = CfgNode(yaml.safe_load(text))
         config, info = read_config(cfg), read_info(cfg, path.name)
-    except (yaml.YAMLError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: the config in it cannot be read: {error}") from error
+    except (KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path}: the config in it lacks {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     model = MViTClassifier(config)
     load_checkpoint(model, path)
-    data = Path(cfg.DATA.PATH_TO_DATA_DIR)
-    beside = [path.parent, path.parent.parent, *([data] if cfg.DATA.PATH_TO_DATA_DIR else [])]
+    data = cfg["DATA"]["PATH_TO_DATA_DIR"]
+    beside = [path.parent, path.parent.parent, *([Path(data)] if data else [])]
     return _classifier(model, info, options, str(path), beside)
 
 

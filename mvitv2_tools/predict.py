@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -106,6 +107,8 @@ def run(options: Any) -> int:
         print(f"mvitv2: {problem}", file=sys.stderr)
     if not inputs:
         return 2
+    if options.out is not None:
+        check_out(options.out, [item.path for item in inputs])
     chosen = Options(
         weights=options.weights,
         config=options.config,
@@ -164,11 +167,26 @@ def answer_all(predictor: Any, inputs: Sequence[Any], options: Any) -> int:
     return failed
 
 
+def check_out(folder: str, inputs: Sequence[str]) -> None:
+    """Make the folder of ``--out``.
+
+    Raises:
+        ValueError: it cannot be made, or inputs lie in it and might be written over.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {folder} cannot be made: {error.strerror or error}") from error
+    beside = [path for path in inputs if os.path.samefile(os.path.dirname(path) or ".", folder)]
+    if beside:
+        raise ValueError(f"--out {folder} must not hold inputs, as {beside[0]}")
+
+
 def what_is_missing(draws: bool) -> list[str]:
     """Packages of the extra ``predict`` that are not installed."""
     import importlib.util
 
-    needed = {"PIL": "Pillow", "av": "av", "numpy": "numpy", "tqdm": "tqdm"}
+    needed = {"PIL": "Pillow", "av": "av", "numpy": "numpy", "tqdm": "tqdm", "yaml": "PyYAML"}
     if draws:
         needed["matplotlib"] = "matplotlib"
     return [name for module, name in needed.items() if importlib.util.find_spec(module) is None]

@@ -160,6 +160,23 @@ def test_pyslowfast_folder_of_stills(predict: Predict, pictures: Path, tmp_path:
     assert read_info(loading_cfg(TINY_STILL, AUG__ENABLE=True), "any").resize == 36
 
 
+def test_official_file_by_path(predict: Predict, tiny_home: Path, pictures: Path) -> None:
+    """Its settings are the published ones, whatever config its authors left in it."""
+    name = "mvitv2_tiny_in1k"
+    path = tiny_home / "hub" / "checkpoints" / OFFICIAL[name].file
+    content = torch.load(path, weights_only=True)
+    content["cfg"] = "MVIT: {DEPTH: 10}\nDATA: {MEAN: [0.0, 0.0, 0.0]}\nTEST: {}\n"
+    named = path.parent.parent / path.name
+    torch.save(content, named)
+    result = predict(named, pictures / "0.png", "--json")
+    model = create_model(name, weights=path)
+    check(result.rows[0], probabilities(model, model.info, pictures / "0.png"))
+    assert result.rows[0]["labels"][0]["label"] in read_labels("imagenet-1k")
+    # Under another name it is a checkpoint of facebookresearch/mvit, read by its tensors.
+    renamed = named.rename(named.with_name("mine.pyth"))
+    assert predict(renamed, pictures / "0.png", "--json").out == result.out
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -287,6 +304,8 @@ def test_pictures_out(predict: Predict, pictures: Path, tmp_path: Path) -> None:
         (["none.pyth"], "none.pyth: no such file"),
         (["{tmp}"], "holds no trainer's output"),
         (["{tmp}/run", "--stride", "0"], "--stride"),
+        (["{tmp}/run", "--out", "{tmp}/pictures"], "--out {tmp}/pictures must not hold inputs"),
+        (["{tmp}/run", "--out", "{tmp}/pictures/0.png"], "--out {tmp}/pictures/0.png cannot be"),
     ],
 )
 def test_models_that_are_not_there(
@@ -294,7 +313,15 @@ def test_models_that_are_not_there(
 ) -> None:
     model, *rest = (a.format(tmp=tmp_path) for a in arguments)
     result = predict(model, pictures, *rest)
-    assert result.code == 2 and message in result.err and result.out == ""
+    assert result.code == 2 and result.out == ""
+    assert message.format(tmp=tmp_path) in result.err
+
+
+def test_devices(predict: Predict, pictures: Path, tmp_path: Path) -> None:
+    slowfast_run(tmp_path / "run", loading_cfg(TINY_STILL))
+    for device in ("none", "cuda:99", "meta!"):
+        result = predict(tmp_path / "run", pictures, "--device", device)
+        assert result.code == 2 and f"--device {device} cannot be used" in result.err
 
 
 def test_missing_packages(
