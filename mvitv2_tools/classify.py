@@ -112,8 +112,9 @@ class Classifier:
         span: tuple[float, float] | None,
         transform: ClipTransform,
     ) -> Part:
-        different = [clips[0], *(c for c in clips[1:] if not torch.equal(c, clips[0]))]
-        views = torch.cat([transform.prepare(clip) for clip in different])
+        # All clips of a short video are the same: once is enough.
+        same = all(torch.equal(clip, clips[0]) for clip in clips[1:])
+        views = torch.cat([transform.prepare(clip) for clip in clips[: 1 if same else None]])
         middle = clips[len(clips) // 2]
         return Part(item, views, span, middle[len(middle) // 2] if self.draw else None)
 

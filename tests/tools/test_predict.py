@@ -149,6 +149,17 @@ def test_pyslowfast_folder_of_clips(predict: Predict, tmp_path: Path) -> None:
     assert wrong.code == 2 and "--window must be at least the 0.67 s" in wrong.err
 
 
+def test_every_view_counts(predict: Predict, tmp_path: Path) -> None:
+    """Two clips of three are alike: the mean is over three."""
+    cfg = loading_cfg(TINY_CLIP, TEST__NUM_ENSEMBLE_VIEWS=3, TEST__NUM_SPATIAL_CROPS=1)
+    model = slowfast_run(tmp_path / "run", cfg)
+    frames = frame_number(90, 64, 48)
+    frames[:60] = frames[0]
+    video = write_video(tmp_path / "a.mp4", frames, crf="0")
+    expected = probabilities(model, read_info(cfg, "any"), video)
+    check(predict(tmp_path / "run", video, "--json").rows[0], expected)
+
+
 def test_pyslowfast_folder_of_stills(predict: Predict, pictures: Path, tmp_path: Path) -> None:
     cfg = loading_cfg(TINY_STILL, DATA__TRAIN_CROP_SIZE=32)
     model = slowfast_run(tmp_path / "run", cfg)
@@ -338,8 +349,12 @@ def test_help_and_version(predict: Predict, capsys: pytest.CaptureFixture[str]) 
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments)
         assert caught.value.code == 0
-    out = capsys.readouterr().out
-    assert "mvitv2 predict outputs/demo" in out and "mvitv2 " in out.splitlines()[-1]
+    lines = capsys.readouterr().out.splitlines()
+    examples = [line.split("  (")[0].split(" > ")[0] for line in lines]
+    examples = [line.split()[1:] for line in examples if line.startswith("  mvitv2 ")]
+    assert len(examples) == 5 and lines[-1].startswith("mvitv2 ")
+    for example in examples:
+        assert cli._parser().parse_args(example).run is predict_module.run
 
 
 def test_core_does_without_the_tools(tmp_path: Path) -> None:
