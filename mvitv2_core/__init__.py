@@ -7,8 +7,12 @@ classifier), ``block`` (figure 2), ``attention``, ``rel_pos`` and ``plain`` (the
 
 from .checkpoint import CheckpointError, LoadReport, inflate_state_dict, load_checkpoint
 from .config import BlockSpec, MViTConfig
+from .labels import read_labels
 from .model import MViT, MViTClassifier
+from .model_info import ModelInfo
+from .models import create_model, list_models
 from .rows import VARIANTS
+from .transforms import create_transform
 
 __all__ = [
     "VARIANTS",
@@ -18,6 +22,11 @@ __all__ = [
     "MViT",
     "MViTClassifier",
     "MViTConfig",
+    "ModelInfo",
+    "create_model",
+    "create_transform",
     "inflate_state_dict",
+    "list_models",
     "load_checkpoint",
+    "read_labels",
 ]

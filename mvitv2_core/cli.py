@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from .cost import classifier_cost, show_cost
 from .rows import VARIANTS
 
 CONFIG_READERS = "mvitv2.config_readers"
+COMMANDS = "mvitv2.commands"  # functions of other packages that add a command each
 CLIP_OPTIONS = ("variant", "frames", "size", "classes", "kv_stride", "no_cls_token")
 
 INSPECT = """\
@@ -93,7 +94,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Look into, convert, inflate and compare MViTv2 checkpoints; count a model's "
         "cost.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(required=True, metavar="command")
+    for command in sorted(entry_points(group=COMMANDS)):
+        command.load()(commands)
 
     def add(name: str, run: Callable[[Any], int], text: str, examples: str) -> Any:
         command = commands.add_parser(
@@ -147,6 +151,13 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("--size", type=_size, default=(224, 224), help="224 (the default), 224x320")
     cost.add_argument("--classes", type=int, default=1000, help="default 1000")
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("mvitv2")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def _add_files(command: Any) -> None:

@@ -2,7 +2,9 @@
 
 torchvision removed ``io._probe_video_from_memory`` and ``io._read_video_from_memory``, on which
 PySlowFast's ``DATA.DECODING_BACKEND: torchvision`` depends. These keep their contract for what
-PySlowFast asks: RGB frames as (T, H, W, 3) uint8, chosen by presentation time, no sound.
+PySlowFast asks: RGB frames as (T, H, W, 3) uint8, chosen by presentation time, no sound. Sizes,
+the scaling filter and the end of a range are those of torchvision's ``csrc/io/decoder`` and
+``csrc/io/video_reader``.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from mvitv2_core.media import JITTER, scaled_size
 
 
 def probe_video_from_memory(video_data: Tensor) -> SimpleNamespace:
@@ -40,7 +44,7 @@ def probe_video_from_memory(video_data: Tensor) -> SimpleNamespace:
         for stream in container.streams.video[:1]:
             meta.has_video, meta.video_timebase = True, stream.time_base
             meta.video_duration = _seconds(stream, container)
-            meta.video_fps = float(stream.average_rate or 0)
+            meta.video_fps = float(stream.guessed_rate or stream.average_rate or 0)
         for stream in container.streams.audio[:1]:
             meta.has_audio, meta.audio_timebase = True, stream.time_base
             meta.audio_duration = _seconds(stream, container)
@@ -102,6 +106,8 @@ def read_video_from_memory(
         if video_timebase_numerator:
             unit = Fraction(video_timebase_numerator, video_timebase_denominator)
         first, last = (pts * unit / stream.time_base for pts in video_pts_range)
+        if last > 0:
+            last += JITTER / stream.time_base
         if first > 0:
             margin = Fraction(seek_frame_margin) / stream.time_base
             container.seek(max(int(first - margin), 0), stream=stream)
@@ -111,7 +117,9 @@ def read_video_from_memory(
             if 0 <= last < frame.pts:
                 break
             size = _size(frame, video_width, video_height, video_min_dimension)
-            frame = reformatter.reformat(frame, width=size[0], height=size[1], format="rgb24")
+            frame = reformatter.reformat(
+                frame, width=size[0], height=size[1], format="rgb24", interpolation="AREA"
+            )
             frames.append(frame.to_ndarray())
     return (torch.stack([torch.from_numpy(f) for f in frames]) if frames else nothing), nothing
 
@@ -133,7 +141,4 @@ def _size(frame: Any, width: int, height: int, min_dimension: int) -> tuple[int,
     """Width and height to decode to."""
     if width:
         return width, height
-    if not min_dimension:
-        return frame.width, frame.height
-    scale = Fraction(min_dimension, min(frame.width, frame.height))
-    return int(frame.width * scale), int(frame.height * scale)
+    return scaled_size(frame.width, frame.height, min_dimension)

@@ -111,6 +111,8 @@ def main() -> None:
     minutes = (time.perf_counter() - start) / 60
     print(f"   done in {minutes:.1f} minutes, evaluations included", flush=True)
 
+    # For `mvitv2 predict`, which finds the names of the classes beside the weights.
+    (run / "labels.txt").write_text("".join(f"{name}\n" for name in toy_coco.CLASSES))
     metrics = read_metrics(run / "metrics.json")
     results = run / "inference" / "coco_instances_results.json"
     pictures.draw_predictions(data, results, args.output / "predictions.png")

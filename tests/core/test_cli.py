@@ -174,7 +174,7 @@ def test_inflate_of_an_unpublished_model(
     assert run("inflate", tmp_path / "small.pth", tmp_path / "out.pth") == 2
     assert "--variant or --config is needed" in capsys.readouterr().err
     # A reader of configs, as an adapter registers it.
-    monkeypatch.setattr(cli, "entry_points", lambda group: [READER])
+    monkeypatch.setattr(cli, "entry_points", lambda group: [READER] * (group == READER.group))
     arguments = ("inflate", tmp_path / "small.pth", tmp_path / "out.pth", "--config")
     assert run(*arguments, "x.json") == 2
     assert "nothing installed reads .json configs" in capsys.readouterr().err
@@ -280,8 +280,10 @@ def test_inflate_by_a_pyslowfast_config(tmp_path: Path, image: Path) -> None:
     # A process of its own: PySlowFast's cures reach into other packages.
     script = (
         "import sys; from mvitv2_core import cli; from importlib.metadata import EntryPoint\n"
-        "entry = EntryPoint('yaml', 'mvitv2_slowfast.config_file:read_config_file', 'x')\n"
-        "cli.entry_points = lambda group: [entry]; sys.exit(cli.main(sys.argv[1:]))"
+        "value = 'mvitv2_slowfast.config_file:read_config_file'\n"
+        "entry = EntryPoint('yaml', value, cli.CONFIG_READERS)\n"
+        "cli.entry_points = lambda group: [entry] * (group == entry.group)\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
     )
     files = [str(image), str(tmp_path / "clip.pyth"), "--config", str(tmp_path / "T.yaml")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

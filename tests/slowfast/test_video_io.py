@@ -58,6 +58,13 @@ def test_probe_and_read_by_time(b_frames: bool) -> None:
     assert read(90, 95).shape == (0,)
     assert read(3, 3).shape == (1, 64, 96, 3) and read(3, 3).dtype == torch.uint8
     assert read(3, 3, video_min_dimension=32).shape == (1, 32, 48, 3)
+    # 37.5 rounds up, and a frame just past the end counts: torchvision's own rules.
+    assert read(3, 3, video_min_dimension=25).shape == (1, 25, 38, 3)
+    late = (int(17 * pts), int(31 * pts) - 1)
+    fraction = {"video_timebase_numerator": unit.numerator}
+    fraction["video_timebase_denominator"] = unit.denominator
+    frames, _ = video_io.read_video_from_memory(data, video_pts_range=late, **fraction)
+    assert steps(frames) == list(range(17, 32))
     assert read(3, 3, video_width=20, video_height=10).shape == (1, 10, 20, 3)
     with pytest.raises(ValueError, match="video_width and video_height"):
         read(3, 3, video_width=20)

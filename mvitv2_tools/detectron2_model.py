@@ -1,0 +1,262 @@
+"""detectron2's models from its configs, without running what a file says.
+
+A trainer's ``config.yaml`` may name any function to call. Only what models are made of is called
+here, unless ``--trust-config`` says that the file is to be trusted. A ``.py`` config is a program:
+naming it is running it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mvitv2_core.checkpoint import CheckpointError, read_checkpoint
+from mvitv2_core.checkpoint.hub import official_path
+from mvitv2_core.checkpoint.report import listing
+from mvitv2_core.model_info import OFFICIAL
+
+from .detect import Detector
+
+# What models and their test-time resizing are made of.
+ALLOWED = (
+    *("detectron2.modeling.", "detectron2.layers.", "detectron2.data.transforms."),
+    *("torch.nn.", "mvitv2_d2.", "fvcore.transforms."),
+)
+ALSO_ALLOWED = ("detectron2.data.detection_utils.get_fed_loss_cls_weights",)
+# Constants that the config sets and old files hold as well.
+CONSTANTS = ("pixel_mean", "pixel_std", "cell_anchors.")
+
+
+def find_recipe(name: str) -> Path:
+    """The config of this project's repository for an official detector.
+
+    Raises:
+        ValueError: the repository is not here.
+    """
+    import mvitv2_d2
+
+    recipe = OFFICIAL[name].recipe.split("/configs/")[-1]
+    configs = Path(mvitv2_d2.__file__).parents[1] / "projects" / "detection" / "configs"
+    path = configs / ("vitdet" if "ViTDet" in OFFICIAL[name].recipe else "") / recipe
+    if not path.is_file():
+        raise ValueError(f"{name}: --config must name its config: {path} is not there")
+    return path
+
+
+def build_detector(
+    config: Path, weights: str | None, options: Any, what: str
+) -> tuple[Detector, str]:
+    """A detector of a LazyConfig or YAML config.
+
+    Args:
+        config: ``.py``, or ``.yaml`` of either kind.
+        weights: a file or an official name; None for the one that the config names, or for
+            ``model_final.pth`` beside it.
+        options: ``find_model.Options``.
+        what: what to call it.
+
+    Raises:
+        ValueError, CheckpointError: a config that cannot be built, weights that do not fit.
+    """
+    try:
+        import detectron2  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"{what}: detectors need detectron2, see this project's README ({error})"
+        ) from error
+    text = "" if config.suffix == ".py" else config.read_text("utf-8")
+    lazy = config.suffix == ".py" or "_target_:" in text
+    build = _from_lazy if lazy else _from_yaml
+    model, augmentations, image_format, dataset, named = build(config, options)
+    if weights is None:
+        beside = config.parent / "model_final.pth"
+        weights = str(beside) if beside.is_file() else named
+    if not weights:
+        raise ValueError(f"{config}: --weights must name its weights")
+    _load(model, weights)
+    labels = _labels(dataset, config.parent, options)
+    detector = Detector(
+        model,
+        augmentations,
+        image_format,
+        labels,
+        options.torch_device,
+        options.score,
+        options.every,
+        options.draw,
+    )
+    unnamed = "" if labels is not None else "; its classes have no names here (--labels FILE)"
+    return detector, f"{what}: detector, weights {weights}{unnamed}"
+
+
+def _from_lazy(config: Path, options: Any) -> tuple[Any, list[Any], str, str, str]:
+    from detectron2.config import LazyConfig, instantiate
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if config.suffix == ".py":
+        cfg = LazyConfig.load(str(config))
+    else:
+        loader = yaml.UnsafeLoader if options.trust_config else _ConfigLoader
+        try:
+            content = yaml.load(config.read_text("utf-8"), loader)
+        except (yaml.YAMLError, ValueError, TypeError, KeyError, ImportError) as error:
+            raise ValueError(f"{config}: {' '.join(str(error).split())}") from error
+        cfg = OmegaConf.create(content, flags={"allow_objects": True})
+    if "model" not in cfg:
+        raise ValueError(f"{config}: holds no model")
+    mapper = cfg.dataloader.test.mapper
+    try:
+        if config.suffix != ".py" and not options.trust_config:
+            for part in (cfg.model, mapper.augmentations):
+                # References are resolved first: one may lead out of the model.
+                _check_targets(config, OmegaConf.to_container(part, resolve=True))
+        model = instantiate(cfg.model)
+        augmentations = instantiate(mapper.augmentations)
+    except (TypeError, AssertionError, OmegaConfBaseException) as error:
+        raise ValueError(f"{config}: its model cannot be built: {error}") from error
+    names = cfg.dataloader.test.dataset.names
+    dataset = names if isinstance(names, str) else names[0]
+    checkpoint = cfg.get("train", {}).get("init_checkpoint", "")
+    return model, list(augmentations), str(mapper.image_format), dataset, checkpoint
+
+
+def _from_yaml(config: Path, options: Any) -> tuple[Any, list[Any], str, str, str]:
+    from detectron2.config import CfgNode, get_cfg
+    from detectron2.data.transforms import ResizeShortestEdge
+    from detectron2.modeling import build_model
+
+    from mvitv2_d2.env import setup_environment
+
+    setup_environment()
+    cfg = get_cfg()
+    try:
+        # detectron2's own merge_from_file runs what a file's tags say.
+        cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(config))))
+        cfg.MODEL.DEVICE = str(options.torch_device)
+        model = build_model(cfg)
+    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+        cause = " ".join(str(error).split())
+        raise ValueError(f"{config}: is no detectron2 config of a detector: {cause}") from error
+    short, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    augmentation = ResizeShortestEdge([short, short], longest)
+    dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
+    return model, [augmentation], cfg.INPUT.FORMAT, dataset, cfg.MODEL.WEIGHTS
+
+
+class _ConfigLoader(yaml.SafeLoader):
+    """Reads the Python tags that LazyConfig writes, for what models are made of alone."""
+
+
+def _real(name: str) -> Any:
+    """The object of a dotted name, if it is one that models are made of.
+
+    Where it was defined counts, not how it is reached: modules hold other modules.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    from detectron2.utils.registry import locate
+
+    if not name.startswith((*ALLOWED, *ALSO_ALLOWED)):
+        raise ValueError(_refusal(name))
+    found = locate(name)
+    real = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+    if not real.startswith((*ALLOWED, *ALSO_ALLOWED)):
+        raise ValueError(_refusal(f"{name} ({real})"))
+    return found
+
+
+def _refusal(name: str) -> str:
+    return (
+        f"the config asks to call {name}, which is not part of a model: --trust-config lets it, "
+        f"and everything else in the file, run"
+    )
+
+
+def _check_targets(config: Path, content: Any) -> None:
+    for target in _targets(content):
+        try:
+            _real(target) if isinstance(target, str) else None
+        except (ValueError, ImportError) as error:
+            raise ValueError(f"{config}: {error}") from error
+
+
+def _targets(content: Any) -> Iterator[Any]:
+    if isinstance(content, Mapping):
+        if "_target_" in content:
+            yield content["_target_"]
+        for value in content.values():
+            yield from _targets(value)
+    elif isinstance(content, (list, tuple)):
+        for value in content:
+            yield from _targets(value)
+
+
+def _tuple(loader: Any, node: Any) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+def _name(loader: Any, suffix: str, node: Any) -> Any:
+    return _real(suffix)
+
+
+def _object(loader: Any, suffix: str, node: Any) -> Any:
+    """A ShapeSpec or the like: its fields, given to its class."""
+    return _real(suffix)(**loader.construct_mapping(node, deep=True))
+
+
+def _partial(loader: Any, node: Any) -> Any:
+    """``functools.partial`` of something allowed; its state is (function, args, keywords, ...)."""
+    content = loader.construct_mapping(node, deep=True)
+    function, args, keywords, _ = content["state"]
+    if content["args"] != [function]:
+        raise ValueError("a functools.partial of two functions")
+    return partial(function, *args, **(keywords or {}))
+
+
+_PYTHON = "tag:yaml.org,2002:python/"
+_ConfigLoader.add_constructor(f"{_PYTHON}tuple", _tuple)
+_ConfigLoader.add_constructor(f"{_PYTHON}object/apply:functools.partial", _partial)
+_ConfigLoader.add_multi_constructor(f"{_PYTHON}name:", _name)
+_ConfigLoader.add_multi_constructor(f"{_PYTHON}object:", _object)
+
+
+def _load(model: torch.nn.Module, weights: str) -> None:
+    """Load a detector's weights, all of them, through this project's reader."""
+    path = official_path(weights) if weights in OFFICIAL and not Path(weights).exists() else weights
+    state = read_checkpoint(path, check=False).state
+    held = model.state_dict()
+    wrong = [n for n, v in state.items() if n in held and held[n].shape != v.shape]
+    missing = [name for name in held if name not in state]
+    extra = [n for n in state if n not in held and not any(c in n for c in CONSTANTS)]
+    causes = [
+        f"{text} ({len(names)}): {listing(names)}"
+        for text, names in (
+            ("of another shape", wrong),
+            ("missing in the file", missing),
+            ("without a place in the model", extra),
+        )
+        if names
+    ]
+    if causes:
+        raise CheckpointError(f"{path}: does not fit the config's detector: {'; '.join(causes)}")
+    model.load_state_dict({name: state[name] for name in held})
+
+
+def _labels(dataset: str, folder: Path, options: Any) -> list[str] | None:
+    """Those asked for, those beside the config, or those that detectron2 knows of the data set."""
+    from .find_model import find_labels
+
+    found = find_labels(options.labels, [folder])
+    if found is not None or not dataset:
+        return found
+    from detectron2.data import MetadataCatalog
+
+    classes = MetadataCatalog.get(dataset).get("thing_classes")
+    return list(classes) if classes else None

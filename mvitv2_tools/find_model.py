@@ -1,0 +1,257 @@
+"""A model for what a person names: official weights, a file, or a trainer's output folder."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvitv2_core import MViTClassifier, MViTConfig, create_model, load_checkpoint
+from mvitv2_core.checkpoint import CheckpointError, read_checkpoint, read_content
+from mvitv2_core.checkpoint.describe import read_layout
+from mvitv2_core.checkpoint.formats import to_project
+from mvitv2_core.labels import read_labels
+from mvitv2_core.model_info import OFFICIAL, ModelInfo, clip_info, image_info
+from mvitv2_core.models import list_models
+
+from .classify import Classifier
+
+WEIGHTS = (".pyth", ".pth", ".pt", ".bin", ".pkl", ".pickle", ".safetensors")
+CONFIGS = (".py", ".yaml", ".yml")
+LABEL_FILES = ("labels.txt", "labels.json", "classes.txt")
+DEPTH = 3  # of folders below the one named
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person asked for besides the model; see ``mvitv2 predict --help``."""
+
+    weights: str | None = None
+    config: str | None = None
+    labels: str | None = None
+    device: str | None = None
+    topk: int = 5
+    score: float = 0.5
+    window: float | None = None
+    stride: float | None = None
+    every: int = 1
+    draw: bool = False
+    trust_config: bool = False
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The one asked for, or a GPU where there is one.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            cause = str(error).splitlines()[0]
+            raise ValueError(f"--device {name} cannot be used: {cause}") from error
+
+
+def find_model(name: str, options: Options) -> tuple[Any, str]:
+    """A ``Classifier`` or ``Detector``, and a line that says what it is.
+
+    Args:
+        name: an official name, a checkpoint, a detectron2 config, or a trainer's output folder.
+        options: what else was asked for.
+
+    Raises:
+        ValueError, CheckpointError: no such model, or it cannot be had.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return _from_folder(path, options)
+    if path.suffix.lower() in CONFIGS and path.is_file():
+        return _detector(path, options.weights, options, str(path))
+    if path.suffix.lower() in WEIGHTS:
+        return _from_file(path, options)
+    row = OFFICIAL.get(name)
+    if row is not None and row.config is None:
+        from .detectron2_model import find_recipe
+
+        config = Path(options.config) if options.config else find_recipe(name)
+        return _detector(config, options.weights or name, options, name)
+    if name in list_models():
+        if options.weights is None and name not in OFFICIAL:
+            close = ", ".join(list_models(f"{name}_*"))
+            raise ValueError(f"{name} has no weights of its own: give --weights, or name {close}")
+        model = create_model(name, weights=options.weights or True)
+        return _classifier(model, model.info, options, name)  # type: ignore[arg-type]
+    close = ", ".join(difflib.get_close_matches(name, [*OFFICIAL, *list_models()], n=3))
+    raise ValueError(
+        f"{name}: neither a file, a folder nor a name of MODEL_ZOO.md"
+        + (f"; did you mean {close}?" if close else "")
+    )
+
+
+def _classifier(
+    model: torch.nn.Module,
+    info: ModelInfo,
+    options: Options,
+    what: str,
+    beside: Sequence[Path] = (),
+) -> tuple[Classifier, str]:
+    labels = find_labels(options.labels or info.labels, beside)
+    classifier = Classifier(
+        model,
+        info,
+        labels,
+        options.torch_device,
+        options.topk,
+        options.window,
+        options.stride,
+        options.draw,
+    )
+    size = "x".join(map(str, info.input_size))
+    unnamed = "" if labels is not None else "; its classes have no names here (--labels FILE)"
+    return classifier, f"{what}: {info.num_classes} classes, {info.task}s of {size}{unnamed}"
+
+
+def _detector(config: Path, weights: str | None, options: Options, what: str) -> tuple[Any, str]:
+    from .detectron2_model import build_detector
+
+    return build_detector(config, weights, options, what)
+
+
+def find_labels(source: str | None, beside: Sequence[Path]) -> list[str] | None:
+    """The labels named, else those of ``labels.txt``, ``labels.json`` or ``classes.txt`` beside."""
+    if source is not None:
+        return read_labels(source)
+    for folder in beside:
+        for name in LABEL_FILES:
+            if (folder / name).is_file():
+                return read_labels(folder / name)
+    return None
+
+
+def _from_file(path: Path, options: Options) -> tuple[Any, str]:
+    """A checkpoint: PySlowFast's with its config, detectron2's beside one, or a plain classifier.
+
+    Nothing of a file is run.
+    """
+    official = next((n for n, row in OFFICIAL.items() if row.file == path.name), None)
+    if official in list_models():
+        model = create_model(official, weights=path)
+        return _classifier(model, model.info, options, str(path))  # type: ignore[arg-type]
+    cfg = _pyslowfast_cfg(path, read_content(path).get("cfg"))
+    if cfg is not None:
+        return _from_pyslowfast(path, cfg, options)
+    config = Path(options.config) if options.config else path.parent / "config.yaml"
+    state = read_checkpoint(path, check=False).state
+    if any(n.startswith(("backbone.", "roi_heads.", "proposal_generator.")) for n in state):
+        if not config.is_file():
+            raise ValueError(f"{path}: is a detector's: --config must name its detectron2 config")
+        return _detector(config, str(path), options, str(path))
+    layout = read_layout(to_project(str(path), state).known)
+    if layout.variant is None or layout.num_classes is None or layout.input_size is None:
+        raise CheckpointError(f"{path}: cannot be classified with: it holds {layout}")
+    model = MViTClassifier(
+        MViTConfig.variant(
+            layout.variant,
+            layout.input_size,
+            dim_mul_in_att=layout.in_att is not False,
+            cls_token=layout.cls_token,
+            num_classes=layout.num_classes,
+        )
+    )
+    load_checkpoint(model, path)
+    if layout.rank == 2:
+        named = "imagenet-1k" if layout.num_classes == 1000 else None
+        info = image_info(path.name, layout.num_classes, named)
+        if layout.input_size != info.input_size:
+            info = info.sized(layout.input_size)
+    else:
+        named = "kinetics-400" if layout.num_classes == 400 else None
+        info = clip_info(path.name, layout.num_classes, layout.input_size, named)
+        # Published: 16 frames at every 4th, 32 and 40 at every 3rd.
+        info = replace(info, sampling_rate=4 if layout.input_size[0] <= 16 else 3)
+    return _classifier(model, info, options, str(path), [path.parent])
+
+
+class _Node(dict[str, Any]):
+    """A YAML mapping whose keys are attributes, as PySlowFast's config nodes are."""
+
+    __getattr__ = dict.__getitem__
+
+
+def _node(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _Node({key: _node(item) for key, item in value.items()})
+    return value
+
+
+def _pyslowfast_cfg(path: Path, text: object) -> _Node | None:
+    """The config that PySlowFast stored in a checkpoint; None where there is none of its own."""
+    import yaml
+
+    try:
+        cfg = _node(yaml.safe_load(text)) if isinstance(text, str) else None
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{path}: the config in it is no YAML: {error}") from error
+    if not isinstance(cfg, _Node) or not {"MVIT", "DATA", "TEST", "DETECTION"} <= set(cfg):
+        return None  # facebookresearch/mvit stores one of its own, which has fewer
+    return cfg
+
+
+def _from_pyslowfast(path: Path, cfg: _Node, options: Options) -> tuple[Any, str]:
+    """A checkpoint that PySlowFast wrote, by the whole config in it."""
+    from mvitv2_slowfast.config import read_config
+    from mvitv2_slowfast.model_info import read_info
+
+    try:
+        config, info = read_config(cfg), read_info(cfg, path.name)
+    except (KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path}: the config in it lacks {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    model = MViTClassifier(config)
+    load_checkpoint(model, path)
+    data = cfg["DATA"]["PATH_TO_DATA_DIR"]
+    beside = [path.parent, path.parent.parent, *([Path(data)] if data else [])]
+    return _classifier(model, info, options, str(path), beside)
+
+
+def _from_folder(folder: Path, options: Options) -> tuple[Any, str]:
+    """The newest weights that a trainer left in or below a folder."""
+    found = newest_runs(folder)
+    if not found:
+        raise ValueError(
+            f"{folder}: holds no trainer's output: neither detectron2's config.yaml and "
+            f"model_final.pth nor PySlowFast's checkpoints/checkpoint_epoch_*.pyth"
+        )
+    path = found[0]
+    predictor, what = _from_file(path, options)
+    others = sorted({str(_run(other)) for other in found} - {str(_run(path))})
+    if others:
+        what += f"; the newest of several (the others: {', '.join(others)})"
+    return predictor, what
+
+
+def newest_runs(folder: Path) -> list[Path]:
+    """Each run's last weights in or below a folder, the newest run first."""
+    runs: dict[Path, Path] = {}
+    patterns = ("model_final.pth", "model_[0-9]*.pth", "checkpoint_epoch_*.pyth")
+    for depth in range(DEPTH + 1):
+        for pattern in patterns:
+            for path in sorted(folder.glob("*/" * depth + pattern)):
+                run = _run(path)
+                if path.suffix == ".pth" and not (run / "config.yaml").is_file():
+                    continue
+                if path.name == "model_final.pth" or run not in runs:
+                    runs[run] = path
+                elif runs[run].name != "model_final.pth":
+                    runs[run] = max(runs[run], path, key=lambda p: p.name)
+    return sorted(runs.values(), key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _run(path: Path) -> Path:
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent

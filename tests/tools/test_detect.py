@@ -1,0 +1,265 @@
+"""``mvitv2 predict`` with detectors: against detectron2's own predictor, and configs that ask for
+more than a model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="detectors need detectron2: make setup")
+pytest.importorskip("cv2", reason="detectron2's visualizer needs opencv-python-headless")
+
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+from PIL import Image
+
+from mvitv2_core.model_info import OFFICIAL
+from mvitv2_d2.env import setup_environment
+from mvitv2_tools.detectron2_model import find_recipe
+from tests.media_files import frame_number, picture, write_video
+from tests.tools.conftest import Predict
+
+ROOT = Path(__file__).parents[2]
+NAMES = ["circle", "square", "triangle", "star"]
+
+
+@pytest.fixture(scope="module")
+def lazy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What detectron2's lazy trainer leaves, of the demo's own config, with random weights."""
+    folder = tmp_path_factory.mktemp("demo") / "training"
+    folder.mkdir()
+    cfg = LazyConfig.load(str(ROOT / "projects/detection/configs/toy_mask_rcnn_mvitv2.py"))
+    # Random weights are sure of nothing: everything counts.
+    cfg.model.roi_heads.box_predictor.test_score_thresh = 0.0
+    cfg.model.roi_heads.box_predictor.test_topk_per_image = 6
+    torch.manual_seed(0)
+    LazyConfig.save(cfg, str(folder / "config.yaml"))
+    save(instantiate(cfg.model), folder)
+    return folder.parent
+
+
+@pytest.fixture(scope="module")
+def yaml_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What detectron2's train_net.py leaves: the whole config, and weights."""
+    folder = tmp_path_factory.mktemp("yaml")
+    setup_environment()
+    cfg = get_cfg()
+    cfg.merge_from_file(str(ROOT / "configs/COCO/toy_mask_rcnn_mvitv2.yaml"))
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.TEST.DETECTIONS_PER_IMAGE = 6
+    torch.manual_seed(0)
+    (folder / "config.yaml").write_text(cfg.dump())
+    save(build_model(cfg), folder)
+    return folder
+
+
+def save(model: torch.nn.Module, folder: Path) -> None:
+    for name, parameter in model.named_parameters():
+        if "predictor" in name:  # initial heads hardly tell objects apart
+            generator = torch.Generator().manual_seed(len(name))
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data += noise * (0.02 if "bbox" in name else 0.3)
+    content = {"model": model.state_dict(), "iteration": 9, "optimizer": {"state": {}}}
+    torch.save(content, folder / "model_final.pth")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index, size in enumerate([(120, 100), (120, 100), (100, 140), (64, 64)]):
+        Image.fromarray(picture(*size, seed=index)).save(folder / f"{index}.png")
+    return folder
+
+
+def check(row: dict[str, Any], instances: Any) -> None:
+    instances = instances[instances.scores.argsort(descending=True)]
+    objects = row["objects"]
+    assert len(objects) == len(instances) > 0
+    assert [o["score"] for o in objects] == pytest.approx(instances.scores.tolist(), abs=1e-6)
+    assert [o["index"] for o in objects] == instances.pred_classes.tolist()
+    boxes = instances.pred_boxes.tensor.numpy()
+    assert np.abs(np.array([o["box"] for o in objects]) - boxes).max() < 1e-3
+    from pycocotools.mask import decode
+
+    for found, mask in zip(objects, instances.pred_masks, strict=True):
+        assert np.array_equal(decode(found["mask"]).astype(bool), mask.numpy())
+
+
+def test_yaml_folder(predict: Predict, yaml_run: Path, pictures: Path) -> None:
+    """The answers of detectron2's DefaultPredictor, also where pictures go in batches."""
+    cfg = get_cfg()
+    cfg.merge_from_file(str(yaml_run / "config.yaml"))
+    cfg.MODEL.WEIGHTS = str(yaml_run / "model_final.pth")
+    predictor = DefaultPredictor(cfg)
+    result = predict(yaml_run, pictures, "--json", "--score", 0, "--batch", 3)
+    assert result.code == 0 and len(result.rows) == 4
+    for row in result.rows:
+        bgr = np.array(Image.open(row["input"]))[:, :, ::-1]
+        check(row, predictor(bgr)["instances"])
+    (yaml_run / "own").mkdir()
+    shutil.copy(yaml_run / "model_final.pth", yaml_run / "own" / "weights.pth")
+    arguments = ("--weights", yaml_run / "own" / "weights.pth", "--json", "--score", 0)
+    same = predict(yaml_run / "config.yaml", pictures, *arguments)
+    assert same.out == result.out
+    again = predict(
+        yaml_run / "own" / "weights.pth",
+        pictures,
+        *("--config", yaml_run / "config.yaml", "--json", "--score", 0),
+    )
+    assert again.out == result.out
+
+
+def test_lazy_folder(predict: Predict, lazy_run: Path, pictures: Path, tmp_path: Path) -> None:
+    """``outputs/demo`` as it is: detectron2's model, its test-time resizing, names beside it."""
+    (lazy_run / "training" / "labels.txt").write_text("\n".join(NAMES))
+    cfg = LazyConfig.load(str(lazy_run / "training" / "config.yaml"))
+    model = instantiate(cfg.model).eval()
+    model.load_state_dict(torch.load(lazy_run / "training" / "model_final.pth")["model"])
+    mapper = instantiate(cfg.dataloader.test.mapper)
+    out = tmp_path / "out"
+    result = predict(lazy_run, pictures, "--json", "--score", 0, "--out", out)
+    for row in result.rows:
+        size = Image.open(row["input"]).size
+        mapped = mapper({"file_name": row["input"], "height": size[1], "width": size[0]})
+        with torch.no_grad():
+            expected = model([mapped])[0]["instances"]
+        check(row, expected)
+        assert all(o["label"] == NAMES[o["index"]] for o in row["objects"])
+    assert {p.name for p in out.iterdir()} == {
+        *("0.jpg", "1.jpg", "2.jpg", "3.jpg"),
+        "contact_sheet.jpg",
+    }
+    drawn = np.array(Image.open(out / "0.jpg").resize((120, 100))).astype(int)
+    assert np.abs(drawn - picture(120, 100)).mean() > 2  # boxes and masks are there
+    text = predict(lazy_run, pictures / "0.png", "--score", 1)
+    assert "nothing found" in text.out
+
+
+def test_videos(predict: Predict, lazy_run: Path, tmp_path: Path) -> None:
+    """Each how-manieth frame, drawn into a video."""
+    av = pytest.importorskip("av", reason="videos need PyAV: pip install av")
+    write_video(tmp_path / "a.mp4", frame_number(7, 96, 64))
+    write_video(tmp_path / "b.mp4", frame_number(3, 64, 64))
+    arguments = (tmp_path / "a.mp4", tmp_path / "b.mp4", "--score", 0, "--out", tmp_path / "out")
+    result = predict(lazy_run, *arguments, "--json", "--every", 2)
+    seconds = [row["seconds"][0] for row in result.rows]
+    assert result.code == 0
+    assert seconds == pytest.approx([0, 2 / 30, 4 / 30, 6 / 30, 0, 2 / 30], abs=1e-3)
+    for name, frames in (("a.mp4", 4), ("b.mp4", 2)):
+        with av.open(str(tmp_path / "out" / name)) as container:
+            assert len(list(container.decode(video=0))) == frames
+            assert float(container.streams.video[0].average_rate) == pytest.approx(15)
+
+
+EVIL = {
+    "a function to call": "model: {_target_: os.system, command: 'touch CANARY'}",
+    "a function through a module": (
+        "model: {_target_: torch.nn.modules.module.torch.hub.os.system, command: 'touch CANARY'}"
+    ),
+    "a tag": "model: !!python/object/apply:os.system ['touch CANARY']\nx: {_target_: y}",
+    "a partial": (
+        "model: {_target_: torch.nn.Identity, f: !!python/object/apply:functools.partial {\n"
+        "  args: [!!python/name:os.system ''], state: [!!python/name:os.system '', "
+        "['touch CANARY'], {}, null]}}"
+    ),
+    "an object": "model: {_target_: z, f: !!python/object:subprocess.Popen {args: 'touch CANARY'}}",
+    "a reference": "model: {_target_: torch.nn.Sequential, x: '${evil}'}\n"
+    "evil: {_target_: os.system, command: 'touch CANARY'}",
+    "a referred name": "model: {_target_: '${evil}', command: 'touch CANARY'}\nevil: os.system",
+    "a resizing": (
+        "model: {_target_: torch.nn.Identity}\ndataloader: {test: {mapper: {augmentations: "
+        "[{_target_: os.system, command: 'touch CANARY'}]}}}"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", EVIL)
+def test_configs_that_run_things(
+    kind: str, predict: Predict, lazy_run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Nothing of them runs; the message names what was asked for, and the way to allow it."""
+    canary = tmp_path / "canary"
+    text = EVIL[kind].replace("CANARY", str(canary))
+    if "dataloader" not in text:
+        text += "\ndataloader: {test: {mapper: {augmentations: [], image_format: BGR}}}"
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(text)
+    shutil.copy(lazy_run / "training" / "model_final.pth", folder)
+    result = predict(folder, pictures)
+    assert result.code == 2 and not canary.exists()
+    assert str(folder / "config.yaml") in result.err
+    assert "--trust-config" in result.err or "could not determine a constructor" in result.err
+
+
+def test_yaml_config_with_tags(
+    predict: Predict, yaml_run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """detectron2's own reader would run them."""
+    canary = tmp_path / "canary"
+    text = (yaml_run / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(
+        f"{text}\nEXTRA: !!python/object/apply:os.system ['touch {canary}']\n"
+    )
+    arguments = ("--weights", yaml_run / "model_final.pth")
+    result = predict(tmp_path / "config.yaml", pictures, *arguments)
+    assert result.code == 2 and "constructor" in result.err and not canary.exists()
+
+
+def test_weights_that_do_not_fit(
+    predict: Predict, lazy_run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(lazy_run / "training", tmp_path / "run")
+    path = tmp_path / "run" / "model_final.pth"
+    content = torch.load(path)
+    weights = content["model"]
+    weights["roi_heads.box_predictor.cls_score.weight"] = torch.zeros(3, 256)
+    del weights["backbone.bottom_up.blocks.0.norm1.weight"]
+    weights["extra"] = torch.zeros(1)
+    torch.save(content, path)
+    result = predict(tmp_path / "run", pictures)
+    assert result.code == 2
+    for cause in ("of another shape (1)", "missing in the file (1)", "without a place"):
+        assert cause in result.err
+    path.unlink()
+    shutil.copy(lazy_run / "training" / "model_final.pth", tmp_path / "alone.pth")
+    assert "--config must name" in predict(tmp_path / "alone.pth", pictures).err
+
+
+@pytest.mark.parametrize("name", [n for n, row in OFFICIAL.items() if row.config is None])
+def test_official_detectors_have_their_recipe(name: str) -> None:
+    path = find_recipe(name)
+    assert path.is_file() and "model" in LazyConfig.load(str(path))
+
+
+@pytest.mark.slow
+def test_official_detector(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name alone, with a file of its names and shapes where the download would put it."""
+    name = "mask_rcnn_mvitv2_t_3x"
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    model = instantiate(LazyConfig.load(str(find_recipe(name))).model)
+    target = tmp_path / "hub" / "checkpoints" / OFFICIAL[name].file
+    target.parent.mkdir(parents=True)
+    import pickle
+
+    arrays = {n: v.numpy() for n, v in model.state_dict().items()}
+    target.write_bytes(pickle.dumps({"model": arrays, "__author__": "authors"}))
+    Image.fromarray(picture(160, 120)).save(tmp_path / "a.png")
+    result = predict(name, tmp_path / "a.png", "--json", "--score", 0.01)
+    assert result.code == 0 and "have no names" not in result.err
+    assert {o["label"] for o in result.rows[0]["objects"]} <= set(coco_names())
+
+
+def coco_names() -> list[str]:
+    from mvitv2_core.labels import read_labels
+
+    return read_labels("coco")
