@@ -104,7 +104,7 @@ def attention(
         (B, Nq, heads, head_dim), contiguous.
 
     Raises:
-        ValueError: shapes, dtypes or windows that do not fit one another.
+        ValueError: shapes, strides, dtypes or windows that do not fit one another.
     """
     q_window, k_window = ((), ()) if windows is None else windows
     _check(q, k, v, terms, axes, q_thw, k_thw, cls_token, q_window, k_window)
@@ -133,6 +133,9 @@ def _check(
     if q.dtype not in DTYPES or any(x.dtype != q.dtype for x in (k, v, *terms)):
         dtypes = [x.dtype for x in (q, k, v, *terms)]
         raise ValueError(f"q, k, v and terms must all be of one of {DTYPES}, got {dtypes}")
+    if any(x.stride(-1) != 1 for x in (q, k, v)):
+        strides = [x.stride() for x in (q, k, v)]
+        raise ValueError(f"q, k and v must have stride 1 along head_dim, got {strides}")
     if len(q_thw) != len(k_thw) or not 1 <= len(q_thw) <= 3:
         raise ValueError(f"q_thw and k_thw must have 1 to 3 sizes: {q_thw}, {k_thw}")
     if nq != prod(q_thw) + first or nk != prod(k_thw) + first:

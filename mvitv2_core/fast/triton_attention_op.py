@@ -258,6 +258,8 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, terms, *ctx.rest, keep = inputs
     out, attn, lse = output
+    if inputs[8] and not keep:
+        raise RuntimeError("keep must be True with add_q=True where gradients are wanted")
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, *terms, attn if keep else out, lse)
 

@@ -81,5 +81,5 @@ def check(
         text = f"{name}: {worst}, plain {usual.max()}, of {largest}"
         assert worst <= 2 * float(usual.max()) + digit, text
         rms, usual_rms = (float(z.square().mean().sqrt()) for z in (error, usual))
-        if largest > least and x.numel() >= 16 * x.shape[-1]:  # of fewer tokens it is chance
+        if largest > least and x.numel() >= 256:  # of fewer values it is chance
             assert rms <= 1.2 * usual_rms + digit / 50, f"{name}: rms {rms}, plain {usual_rms}"
