@@ -114,6 +114,19 @@ def test_shipped_blocks(name: str, dtype: torch.dtype) -> None:
     held_against_formula(problem, tensors, got)
 
 
+@pytest.mark.parametrize("windows", [None, ((5, 9), (2, 4))])
+def test_keys_from_parts_of_the_queries(
+    windows: tuple | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where keys are few, parts of the queries make gradients of them that are added up."""
+    small_blocks(monkeypatch, 16, 16, steps=1)
+    problem = Problem((7, 9), (3, 4), (0, 1), 24, 2, 2, windows=windows, dtype=torch.bfloat16)
+    tensors = problem.tensors()
+    out = attend(problem, *tensors[:-1])
+    got = [out, *torch.autograd.grad(out, tensors[:-1], tensors[-1])]
+    held_against_formula(problem, tensors, got)
+
+
 def test_small_values_beside_large_queries() -> None:
     """Residual pooling takes no digits of the gradients: they come from the result without q."""
     problem = Problem((5, 6), (4, 4), (0, 1), 64, add_q=True, dtype=torch.bfloat16)
