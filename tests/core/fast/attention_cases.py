@@ -120,7 +120,7 @@ def test_keys_from_parts_of_the_queries(
 ) -> None:
     """Where keys are few, parts of the queries make gradients of them that are added up."""
     small_blocks(monkeypatch, 16, 16, steps=1)
-    problem = Problem((7, 9), (3, 4), (0, 1), 24, 2, 2, windows=windows, dtype=torch.bfloat16)
+    problem = Problem((7, 9), (3, 4), (0, 1), 24, windows=windows, dtype=torch.bfloat16)
     tensors = problem.tensors()
     out = attend(problem, *tensors[:-1])
     got = [out, *torch.autograd.grad(out, tensors[:-1], tensors[-1])]
