@@ -14,6 +14,7 @@ Proven right in Triton's interpreter and compiled for sm_90; not yet timed on a 
 """
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from math import prod
 
@@ -26,12 +27,21 @@ from .triton_attention_plain import counts
 MAX_HEAD_DIM = 128
 # Sums of the key cells of all axes.
 MAX_KEY_CELLS = 256
+# Of the GPUs that the kernels were compiled for, and whose shared memory their blocks fill.
+CAPABILITY = (9, 0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def available() -> bool:
     """Whether Triton can be imported."""
     return importlib.util.find_spec("triton") is not None
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether the kernels run there: on Hopper GPUs, and on CPUs in Triton's interpreter."""
+    if device.type == "cuda":
+        return torch.version.hip is None and torch.cuda.get_device_capability(device) == CAPABILITY
+    return device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def supports(
@@ -43,13 +53,12 @@ def supports(
     k_thw: Sequence[int],
     windows: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> bool:
-    """Whether ``attention`` takes these: one dtype, sizes that its index arithmetic can hold.
-
-    Devices are the caller's to choose: CUDA, or CPU tensors in Triton's interpreter.
-    """
+    """Whether ``attention`` takes these: a device that it runs on, one dtype, sizes that fit."""
     tensors = (q, k, v, *terms)
     return (
-        q.dtype in DTYPES
+        available()
+        and runs_on(q.device)
+        and q.dtype in DTYPES
         and all(x.dtype == q.dtype and x.device == q.device for x in tensors)
         and all(x.stride(-1) == 1 for x in (q, k, v))
         and q.shape[-1] <= MAX_HEAD_DIM
@@ -57,7 +66,7 @@ def supports(
         and sum(term.shape[-1] for term in terms) <= MAX_KEY_CELLS
         and max(q.shape[1], k.shape[1], *(prod(w) for w in windows or ())) < 2**20
         and all(x.shape[1] * x.stride(1) < 2**31 for x in (q, k, v))
-        and q.shape[1] * q.shape[2] * max(q.shape[-1], MAX_KEY_CELLS) < 2**31
+        and max(q.shape[1], k.shape[1]) * q.shape[2] * MAX_KEY_CELLS < 2**31
         and q.shape[0] * q.shape[2] < 2**16
         and q.numel() > 0
         and k.numel() > 0
@@ -95,7 +104,7 @@ def attention(
         (B, Nq, heads, head_dim), contiguous.
 
     Raises:
-        ValueError: shapes, dtypes or windows that do not fit one another.
+        ValueError: shapes, strides, dtypes or windows that do not fit one another.
     """
     q_window, k_window = ((), ()) if windows is None else windows
     _check(q, k, v, terms, axes, q_thw, k_thw, cls_token, q_window, k_window)
@@ -124,6 +133,9 @@ def _check(
     if q.dtype not in DTYPES or any(x.dtype != q.dtype for x in (k, v, *terms)):
         dtypes = [x.dtype for x in (q, k, v, *terms)]
         raise ValueError(f"q, k, v and terms must all be of one of {DTYPES}, got {dtypes}")
+    if any(x.stride(-1) != 1 for x in (q, k, v)):
+        strides = [x.stride() for x in (q, k, v)]
+        raise ValueError(f"q, k and v must have stride 1 along head_dim, got {strides}")
     if len(q_thw) != len(k_thw) or not 1 <= len(q_thw) <= 3:
         raise ValueError(f"q_thw and k_thw must have 1 to 3 sizes: {q_thw}, {k_thw}")
     if nq != prod(q_thw) + first or nk != prod(k_thw) + first:

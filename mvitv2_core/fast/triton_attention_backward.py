@@ -158,8 +158,10 @@ def backward_keys(
         vb = _tile(v, k_row, k_in, v_sn * UNIT, D0, D1, D)
         dkb = tl.zeros((BLOCK_N, D1), tl.float32)
         dvb = tl.zeros((BLOCK_N, D1), tl.float32)
+    # With fewer columns, ptxas 12.9 runs all products one after another (its warning C7515).
+    COLUMNS: tl.constexpr = KP if KP > 64 else 64
     if AXES:
-        hot = _one_hot(tl.arange(0, KP)[None, :], n[:, None], kw1, kw2, c1, c2, AXES, CLS)
+        hot = _one_hot(tl.arange(0, COLUMNS)[None, :], n[:, None], kw1, kw2, c1, c2, AXES, CLS)
         hot = tl.where(hot, 1.0, 0.0).to(q.dtype.element_ty)
     stop = tl.minimum(queries, (split + 1) * rows_per_split)
     for start in range(split * rows_per_split, stop, BLOCK_M):
@@ -170,7 +172,7 @@ def backward_keys(
         ga = _tile(grad, row, q_in, g_sn * UNIT, 0, D0, D)
         s = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         if AXES:
-            term = _tile(packed + line * KP, row, q_in, KP, 0, KP, KP)
+            term = _tile(packed + line * KP, row, q_in, KP, 0, COLUMNS, KP)
             s = _dot(hot, tl.trans(term), PRECISION) * (1 / scale)
         s = _dot(ka, tl.trans(qa), PRECISION, s)
         dp = _dot(va, tl.trans(ga), PRECISION)

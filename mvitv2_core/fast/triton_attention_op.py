@@ -16,7 +16,7 @@ from .triton_attention_plain import counts, plain
 # Queries and keys of a block, warps and pipeline stages of each pass. Chosen from what the compiler
 # says for sm_90 with heads of 96: no spills inside loops, at most 164 KB of shared memory, and the
 # fewest instructions for each logit. Windows of at most SHORT queries take the short ones (of keys,
-# for their gradients).
+# for their gradients), and so do terms of more than WIDE key cells, for want of shared memory.
 Blocks = dict[str, tuple[int, int, int, int]]
 HALF: Blocks = {
     "forward": (128, 64, 8, 3),
@@ -28,7 +28,7 @@ HALF: Blocks = {
 }
 # Float32 products run without tensor cores, from registers.
 SINGLE: Blocks = dict.fromkeys(HALF, (32, 32, 4, 1))
-SHORT = 64
+SHORT, WIDE = 64, 128
 # Where keys are few, their gradients are computed from parts of the queries, so that about this
 # many programs run: four for each multiprocessor of an H100, and the same on every GPU.
 PROGRAMS = 528
@@ -117,9 +117,11 @@ def _strides(*tensors: Tensor) -> tuple[list[int], int]:
     return [n // unit for n in strides], unit
 
 
-def _blocks(q: Tensor, name: str, length: int) -> tuple[int, int, dict[str, int]]:
+def _blocks(
+    q: Tensor, problem: _Problem, name: str, length: int
+) -> tuple[int, int, dict[str, int]]:
     """Block sizes of a pass over so many queries or keys, and all that a launch needs of them."""
-    name += "_short" if length <= SHORT else ""
+    name += "_short" if length <= SHORT or problem.constants["KP"] > WIDE else ""
     m, n, warps, stages = (SINGLE if q.dtype == torch.float32 else HALF)[name]
     return m, n, {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
 
@@ -149,7 +151,7 @@ def attention_op(
     x = _problem(q, k, terms, axes, q_thw, k_thw, cls_token, add_q, q_window, k_window)
     out, attn, lse = _empty(q, keep)
     strides, unit = _strides(q, k, v)
-    block_m, _, blocks = _blocks(q, "forward", x.queries)
+    block_m, _, blocks = _blocks(q, x, "forward", x.queries)
     per_window = -(-x.queries // block_m)
     with torch.cuda.device_of(q):
         kernels.forward[x.windows * per_window, q.shape[0] * q.shape[2]](
@@ -204,14 +206,14 @@ def attention_backward_op(
     strides, unit = _strides(q, k, v, grad)
     programs = q.shape[0] * q.shape[2]
     with torch.cuda.device_of(q):
-        block_m, _, blocks = _blocks(q, "backward_queries", x.queries)
+        block_m, _, blocks = _blocks(q, x, "backward_queries", x.queries)
         per_window = -(-x.queries // block_m)
         kernels.backward_queries[x.windows * per_window, programs](
             *(q, k, v, *x.terms_or(q), grad, attn, lse, dq, *(into.get(n, dq) for n in range(3))),
             *(delta, packed, *strides, *x.sizes, per_window),
             **{**x.constants, "ADD_Q": add_q, "D_TERMS": bool(dterms), "UNIT": unit, **blocks},
         )
-        block_m, block_n, blocks = _blocks(q, "backward_keys", x.keys)
+        block_m, block_n, blocks = _blocks(q, x, "backward_keys", x.keys)
         per_window, steps = -(-x.keys // block_n), -(-x.queries // block_m)
         tiles = x.windows * per_window
         splits = max(min(PROGRAMS // (tiles * programs), steps // STEPS), 1)
@@ -256,6 +258,8 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, terms, *ctx.rest, keep = inputs
     out, attn, lse = output
+    if inputs[8] and not keep:
+        raise RuntimeError("keep must be True with add_q=True where gradients are wanted")
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, *terms, attn if keep else out, lse)
 

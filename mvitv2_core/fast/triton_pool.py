@@ -9,6 +9,7 @@ Proven right in Triton's interpreter and compiled for sm_90; not yet timed on a 
 """
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from math import prod
 
@@ -20,6 +21,8 @@ from .triton_pool_op import pool_op
 Norm = tuple[Tensor, Tensor, float]
 MAX_HEAD_DIM = 256
 MAX_TAPS = 64
+# Of the GPUs that the kernels were compiled for, and whose shared memory their blocks fill.
+CAPABILITY = (9, 0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -28,14 +31,20 @@ def available() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def supports(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
-    """Whether ``pool_heads`` takes these: one dtype, sizes that its index arithmetic can hold.
+def runs_on(device: torch.device) -> bool:
+    """Whether the kernels run there: on Hopper GPUs, and on CPUs in Triton's interpreter."""
+    if device.type == "cuda":
+        return torch.version.hip is None and torch.cuda.get_device_capability(device) == CAPABILITY
+    return device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
 
-    Devices are the caller's to choose: CUDA, or CPU tensors in Triton's interpreter.
-    """
+
+def supports(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+    """Whether ``pool_heads`` takes these: a device that it runs on, one dtype, sizes that fit."""
     x = xs[0]
     return (
-        len(xs) in (1, 2)
+        available()
+        and runs_on(x.device)
+        and len(xs) in (1, 2)
         and x.dtype in DTYPES
         and all(other.dtype == x.dtype and other.shape == x.shape for other in xs)
         and all(other.stride() == x.stride() and x.stride(-1) == 1 for other in xs)

@@ -273,9 +273,18 @@ def backward_weight(
         tl.store(sums + (tap + 2) * D + c, tl.sum(sum_c, 0), mask=(c < D) & (tap + 2 < TAPS))
 
 
+# fmt: off
 @triton.jit(do_not_specialize=["lines"])
-def add_sums(sums, out, lines, SIZE: tl.constexpr, BLOCK: tl.constexpr, LINES: tl.constexpr):
-    """(tensors, lines, SIZE) -> (tensors, SIZE), in a fixed order: (SIZE / BLOCK, tensors)."""
+def add_sums(
+    sums, out, lines,
+    TAPS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, LINES: tl.constexpr,
+):
+    """(tensors, lines, taps + 2, D) -> (tensors, D * taps and 2 * D), in a fixed order.
+
+    (SIZE / BLOCK, tensors) programs. What is of weights comes out as they lie, (D, taps).
+    """
+# fmt: on
+    SIZE: tl.constexpr = (TAPS + 2) * D
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     sums += tl.program_id(1).to(tl.int64) * lines * SIZE
     total = tl.zeros((LINES, BLOCK), tl.float32)
@@ -283,4 +292,5 @@ def add_sums(sums, out, lines, SIZE: tl.constexpr, BLOCK: tl.constexpr, LINES: t
         n = start + tl.arange(0, LINES)
         mask = (n < lines)[:, None] & (i < SIZE)[None, :]
         total += tl.load(sums + n[:, None] * SIZE + i[None, :], mask=mask, other=0.0)
-    tl.store(out + tl.program_id(1) * SIZE + i, tl.sum(total, 0), mask=i < SIZE)
+    at = tl.where(i < TAPS * D, i % D * TAPS + i // D, i)
+    tl.store(out + tl.program_id(1) * SIZE + at, tl.sum(total, 0), mask=i < SIZE)

@@ -127,9 +127,9 @@ def pool_backward_op(
     d_xs: bool,
     d_weights: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    """-> gradients of xs; (tensors, taps + 2, head_dim) those of weights and norms in float32.
+    """-> gradients of xs; (tensors, head_dim * (taps + 2)) those of weights and norms in float32.
 
-    Each list is empty, or the rows without meaning, where a gradient is not wanted.
+    The list is empty, and parts of the tensor hold nothing, where gradients are not wanted.
     """
     from . import triton_pool_kernels as kernels
 
@@ -142,7 +142,7 @@ def pool_backward_op(
     programs = x.shape[0] * x.shape[2] * len(xs)
     tiles = -(-blocks // min(max(PROGRAMS // programs, 1), blocks))
     parts = -(-blocks // tiles)
-    lines = sums.new_empty(len(xs), x.shape[0] * x.shape[2] * parts, *sums.shape[1:])
+    lines = sums.new_empty(len(xs), x.shape[0] * x.shape[2] * parts, sums.shape[1])
     grads = [grad.contiguous() for grad in grads]
     y_strides, y_unit = _strides(grads[0])
     with torch.cuda.device_of(x):
@@ -165,9 +165,9 @@ def pool_backward_op(
                 **{**constants, "UNIT": unit, "Y_UNIT": y_unit},
             )
         if gains or d_weights:
-            size = sums.shape[1] * sums.shape[2]
-            kernels.add_sums[-(-size // 32), len(xs)](
-                lines, sums, lines.shape[1], SIZE=size, BLOCK=32, LINES=32
+            taps = prod(weights[0].shape[2:])
+            kernels.add_sums[-(-sums.shape[1] // 32), len(xs)](
+                lines, sums, lines.shape[1], TAPS=taps, D=x.shape[-1], BLOCK=32, LINES=32
             )
     return dxs, sums
 
@@ -176,7 +176,7 @@ def _empty_grads(
     xs: Sequence[Tensor], weights: Sequence[Tensor], d_xs: bool
 ) -> tuple[list[Tensor], Tensor]:
     taps, head_dim = prod(weights[0].shape[2:]), xs[0].shape[-1]
-    sums = xs[0].new_empty(len(xs), taps + 2, head_dim, dtype=torch.float32)
+    sums = xs[0].new_empty(len(xs), head_dim * (taps + 2), dtype=torch.float32)
     return [x.new_empty(x.shape) for x in xs] if d_xs else [], sums
 
 
@@ -220,14 +220,18 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
         return (*lists, *rest)
     d_xs, d_weights = (any(ctx.needs_input_grad[i]) for i in range(2))
     dxs, sums = pool_backward_op(full, xs, weights, gains, ctx.eps, *ctx.rest, d_xs, d_weights)
+    # The gradients are views of what one kernel summed.
+    gradients = [
+        part.split([weight.numel(), *[weight.shape[0]] * 2])
+        for part, weight in zip(sums, weights, strict=True)
+    ]
     if d_weights:
-        # (taps, head_dim) -> (head_dim, 1, *kernel)
         parameters[0] = [
-            s[:-2].t().reshape(w.shape).to(w.dtype) for s, w in zip(sums, weights, strict=True)
+            g[0].view(w.shape).to(w.dtype) for g, w in zip(gradients, weights, strict=True)
         ]
     if gains:
-        parameters[1] = [s[-2].to(x.dtype) for s, x in zip(sums, gains, strict=True)]
-        parameters[2] = [s[-1].to(x.dtype) for s, x in zip(sums, biases, strict=True)]
+        parameters[1] = [g[1].to(x.dtype) for g, x in zip(gradients, gains, strict=True)]
+        parameters[2] = [g[2].to(x.dtype) for g, x in zip(gradients, biases, strict=True)]
     return (dxs if d_xs else [None] * n, *parameters, *rest)
 
 

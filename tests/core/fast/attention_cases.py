@@ -114,6 +114,19 @@ def test_shipped_blocks(name: str, dtype: torch.dtype) -> None:
     held_against_formula(problem, tensors, got)
 
 
+@pytest.mark.parametrize("windows", [None, ((5, 9), (2, 4))])
+def test_keys_from_parts_of_the_queries(
+    windows: tuple | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where keys are few, parts of the queries make gradients of them that are added up."""
+    small_blocks(monkeypatch, 16, 16, steps=1)
+    problem = Problem((7, 9), (3, 4), (0, 1), 24, windows=windows, dtype=torch.bfloat16)
+    tensors = problem.tensors()
+    out = attend(problem, *tensors[:-1])
+    got = [out, *torch.autograd.grad(out, tensors[:-1], tensors[-1])]
+    held_against_formula(problem, tensors, got)
+
+
 def test_small_values_beside_large_queries() -> None:
     """Residual pooling takes no digits of the gradients: they come from the result without q."""
     problem = Problem((5, 6), (4, 4), (0, 1), 64, add_q=True, dtype=torch.bfloat16)
@@ -223,6 +236,8 @@ def test_what_does_not_fit_is_refused() -> None:
     run = triton_attention.attention
     with pytest.raises(ValueError, match="all be of one of"):
         run(q.bfloat16(), k, v, terms, (0, 1), (4, 5), (3, 2))
+    with pytest.raises(ValueError, match="stride 1"):
+        run(q, k.transpose(1, 3).contiguous().transpose(1, 3), v, terms, (0, 1), (4, 5), (3, 2))
     with pytest.raises(ValueError, match="do not fill"):
         run(q, k, v, terms, (0, 1), (4, 5), (3, 3))
     with pytest.raises(ValueError, match="the term of axis 1"):
@@ -231,3 +246,18 @@ def test_what_does_not_fit_is_refused() -> None:
         run(q, k, v, terms, (1, 0), (4, 5), (3, 2))
     with pytest.raises(ValueError, match="equally many windows"):
         run(q, k, v, terms, (0, 1), (4, 5), (3, 2), windows=((2, 2), (3, 2)))
+
+
+def test_supports() -> None:
+    problem = Problem((4, 5), (3, 2), (0, 1), 16)
+    q, k, v, *terms, _ = problem.tensors()
+    sizes = ((4, 5), (3, 2))
+    supports = triton_attention.supports
+    assert supports(q, k, v, terms, *sizes)
+    assert not supports(q, k, v.bfloat16(), terms, *sizes)
+    assert not supports(*(x.double() for x in (q, k, v)), [x.double() for x in terms], *sizes)
+    assert not supports(q[..., ::2], k[..., ::2], v[..., ::2], terms, *sizes)
+    assert not supports(*(x.repeat(1, 1, 1, 9) for x in (q, k, v)), terms, *sizes)
+    assert not supports(q[:0], k[:0], v[:0], [x[:0] for x in terms], *sizes)
+    meta = [x.to("meta") for x in (q, k, v)]
+    assert not supports(*meta, [x.to("meta") for x in terms], *sizes)

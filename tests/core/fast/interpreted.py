@@ -75,10 +75,11 @@ def check(
             assert worst <= 1e-5 * largest, f"{name}: {worst} of {largest}"
             continue
         usual = (p.double() - e).abs()
-        # Rounding the exact result to this precision errs by half of its last digit.
-        digit = torch.finfo(dtype).eps * largest
+        # Rounding the exact result to this precision errs by half of its last digit; what cancels,
+        # by what is added up.
+        digit = torch.finfo(dtype).eps * (largest / 2 if largest > least else 10 * least)
         text = f"{name}: {worst}, plain {usual.max()}, of {largest}"
-        assert worst <= 2 * float(usual.max()) + digit / 2, text
+        assert worst <= 2 * float(usual.max()) + digit, text
         rms, usual_rms = (float(z.square().mean().sqrt()) for z in (error, usual))
-        if largest > least and x.shape[1] >= 16:  # of fewer tokens it is chance
-            assert rms <= 1.2 * usual_rms + digit / 100, f"{name}: rms {rms}, plain {usual_rms}"
+        if largest > least and x.numel() >= 256:  # of fewer values it is chance
+            assert rms <= 1.2 * usual_rms + digit / 50, f"{name}: rms {rms}, plain {usual_rms}"

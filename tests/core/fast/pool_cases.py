@@ -26,7 +26,7 @@ def problems(draw: st.DrawFn) -> Problem:
 
     dtype = draw(st.sampled_from((torch.float32, torch.bfloat16, torch.float16)))
     return Problem(
-        thw=sizes(1, (30, 6, 3)[rank - 1]),
+        thw=sizes(1, (16, 4, 3)[rank - 1]),
         kernel=sizes(1, (5, 4, 3)[rank - 1]),
         stride=sizes(1, 3),
         head_dim=draw(st.sampled_from((96, 72, 64, 40, 8))),
@@ -48,7 +48,7 @@ def problems(draw: st.DrawFn) -> Problem:
     phases=(Phase.generate,),  # interpreted kernels take minutes to shrink
     suppress_health_check=list(HealthCheck),
 )
-@given(problem=problems(), rows=st.sampled_from((8, 16)), seed=st.integers(0, 2**31))
+@given(problem=problems(), rows=st.sampled_from((8, 32)), seed=st.integers(0, 2**31))
 def test_equals_the_formula(problem: Problem, rows: int, seed: int) -> None:
     torch.manual_seed(seed)
     with pytest.MonkeyPatch.context() as patch:
@@ -150,3 +150,15 @@ def test_what_does_not_fit_is_refused() -> None:
         pool(xs, [weights[0][:4]], None, (4, 5), (1, 1))
     with pytest.raises(ValueError, match="norms must be"):
         pool(xs, weights, [(norms[0][0][:4], norms[0][1], 1e-5)], (4, 5), (1, 1))
+
+
+def test_supports() -> None:
+    problem = Problem((4, 5), (3, 3), (1, 1), 8, count=2)
+    xs, weights, _ = problem.parts(problem.tensors())
+    supports = triton_pool.supports
+    assert supports(xs, weights)
+    assert not supports([xs[0], xs[1].bfloat16()], weights)
+    assert not supports([xs[0], xs[1].contiguous()], weights)
+    assert not supports([x.double() for x in xs], weights)
+    assert not supports([x[:0] for x in xs], weights)
+    assert not supports([x.to("meta") for x in xs], [weight.to("meta") for weight in weights])
