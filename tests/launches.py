@@ -76,7 +76,7 @@ def operations(
     monkeypatch.setattr(ops, "REFERENCE", False)
     monkeypatch.setattr(ops, "TRITON", triton)
     for kernels in (triton_attention, triton_pool):
-        monkeypatch.setattr(kernels, "runs_on", lambda device: device.type == "cuda", raising=False)
+        monkeypatch.setattr(kernels, "runs_on", lambda device: device.type == "cuda")
     # Fake tensors are a class of their own, which otherwise counts as arithmetic of their own.
     monkeypatch.setattr(ops, "untouched", lambda module, kind: type(module) is kind)
     with FakeTensorMode(allow_non_fake_inputs=True):
