@@ -27,6 +27,7 @@ def compare(
     assert error(same.grad, clip.grad) < 1e-8
 
 
+@pytest.mark.usefixtures("forms")
 def test_torchvision_mvit_v2_s() -> None:
     video = pytest.importorskip("torchvision.models.video", reason="install torchvision to run")
     reference = randomize(video.mvit_v2_s(num_classes=13).double()).eval()
@@ -48,6 +49,7 @@ def test_torchvision_mvit_v2_s() -> None:
         ("mvitv2_large", "L", 64),
     ],
 )
+@pytest.mark.usefixtures("forms")
 def test_timm(name: str, variant: str, size: int) -> None:
     timm = pytest.importorskip("timm", reason="install timm to run")
     reference = timm.create_model(name, num_classes=13, img_size=size)

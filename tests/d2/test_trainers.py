@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("detectron2", reason="install detectron2 to run: make setup")
 
 from projects.detection.find_tools import find_tool
-from tests.d2.conftest import ROOT
+from tests.d2.running import ROOT
 
 Run = Callable[..., str]
 HOOK = {"DETECTRON2_ENV_MODULE": "projects.detection.toy_env"}
