@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,23 @@ TALLIES = pytest.StashKey[Counter]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[TALLIES] = Counter()
+    if config.pluginmanager.hasplugin("dsession"):  # pytest-xdist, in the process that prints
+        config.pluginmanager.register(Workers(config.stash[TALLIES]))
+
+
+class Workers:
+    """Adds up what the processes of pytest-xdist counted."""
+
+    def __init__(self, counts: Counter) -> None:
+        self.counts = counts
+
+    def pytest_testnodedown(self, node: Any) -> None:
+        self.counts.update(getattr(node, "workeroutput", {}).get("tallies", {}))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # a worker of pytest-xdist
+        session.config.workeroutput["tallies"] = dict(session.config.stash[TALLIES])
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +66,8 @@ def forms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(ops, "REFERENCE", reference)
     monkeypatch.setattr(ops, "choose", watched)
     yield request.param
-    assert (seen == {"plain"}) == reference, seen
+    if seen:  # a test that skips runs none
+        assert (seen == {"plain"}) == reference, seen
 
 
 def pytest_terminal_summary(

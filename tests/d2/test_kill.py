@@ -63,6 +63,7 @@ def check(start: Callable[..., str], folder: Path, reference: Path, kills: list[
     assert left == ([UNFINISHED] if kills and kills[-1].startswith("save 3") else [])
 
 
+@pytest.mark.slow
 def test_killed_run_resumes(datasets: Path, tmp_path: Path, tally: Callable[..., None]) -> None:
     """While last_checkpoint is written, in evaluation, and in the write of model_final.pth.
 
