@@ -13,18 +13,12 @@ TALLIES = pytest.StashKey[Counter]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[TALLIES] = Counter()
-    if config.pluginmanager.hasplugin("dsession"):  # pytest-xdist, in the process that prints
-        config.pluginmanager.register(Workers(config.stash[TALLIES]))
 
 
-class Workers:
-    """Adds up what the processes of pytest-xdist counted."""
-
-    def __init__(self, counts: Counter) -> None:
-        self.counts = counts
-
-    def pytest_testnodedown(self, node: Any) -> None:
-        self.counts.update(getattr(node, "workeroutput", {}).get("tallies", {}))
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add what a process of pytest-xdist counted."""
+    node.config.stash[TALLIES].update(getattr(node, "workeroutput", {}).get("tallies", {}))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
