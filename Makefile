@@ -47,8 +47,12 @@ demo-video: setup-video
 bench: $(READY)
 	$(BIN)/python projects/benchmark/bench.py $(BENCH)
 
+# One process per core up to two, where pytest-xdist is there; JOBS= runs all in one.
+JOBS = $(shell $(BIN)/python -c 'import os, xdist; print("-n", min(os.cpu_count(), 2))' 2>/dev/null)
+
+test: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 test: $(READY)
-	$(BIN)/python -m pytest -q $(TEST)
+	$(BIN)/python -m pytest -q $(JOBS) $(TEST)
 
 soak: $(READY)
 	$(BIN)/python -m pytest -q -m soak $(SOAK)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mvitv2_core import CheckpointError, MViTClassifier, load_checkpoint
 from tests.compare import randomize
-from tests.core.test_inflate import small
+from tests.structures import small
 
 CONFIG = small("T")
 

@@ -27,9 +27,11 @@ layouts = st.sampled_from(
 modes = st.sampled_from(("all", "input", "weights", "no_grad", "inference_mode"))
 
 
-def examples(fast: int, soak: int) -> pytest.MarkDecorator:
-    """Parametrizes ``count``: the draws of a default run, and those of ``-m soak``."""
-    return pytest.mark.parametrize("count", [fast, pytest.param(soak, marks=pytest.mark.soak)])
+def examples(fast: int, slow: int, soak: int) -> pytest.MarkDecorator:
+    """Parametrizes ``count``: the draws of a default run, of ``-m slow`` and of ``-m soak``."""
+    marks = {slow: pytest.mark.slow, soak: pytest.mark.soak}
+    longer = [pytest.param(count, marks=mark) for count, mark in marks.items()]
+    return pytest.mark.parametrize("count", [fast, *longer])
 
 
 def drawn(count: int, *strategies: st.SearchStrategy) -> Callable[[Callable], Callable[[], None]]:

@@ -10,8 +10,15 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from tests.golden_data import GOLDEN
+from tests.golden_data import GOLDEN, load
 
+# What a small model of the golden files changes in the defaults, and odd multipliers for it.
+BASE = load("slowfast_k400_s_like")["overrides"]
+ODD = {  # width 20, 1 head: block 1 has round(1.5) = 2 heads, and its divisor is round(2 * 1.5) = 3
+    "MVIT.EMBED_DIM": 20,
+    "MVIT.DIM_MUL": [[1, 2.15], [3, 1.3]],
+    "MVIT.HEAD_MUL": [[1, 1.5], [3, 1.0]],
+}
 DEFAULTS = json.loads((GOLDEN / "slowfast_defaults.json").read_text())
 CONFIGS = Path(__file__).parents[1] / "configs"
 FOLDERS = ("Kinetics", "SSv2", "ImageNet", "AVA", "MaskFeat")

@@ -25,8 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mvitv2_core import MViTClassifier
 from mvitv2_core.block import MultiScaleBlock
 from tests.compare import randomize
-from tests.core.test_inflate import small
 from tests.ranks import agree, gradients, worst
+from tests.structures import small
 
 LIMIT = 1e-12  # float64; the order of sums differs
 # (frames, options of the config): every kind of position table and of head, images and clips.

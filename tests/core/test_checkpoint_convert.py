@@ -19,7 +19,7 @@ from mvitv2_core.checkpoint.formats import FORMATS, NAMES, Renamer, detect, to_p
 from mvitv2_core.model import resample_abs_pos
 from mvitv2_core.rel_pos import resample_table
 from tests.compare import error, randomize
-from tests.core.test_inflate import small
+from tests.structures import small
 
 SUFFIXES = {
     "image": (".pyth", ".safetensors"),

@@ -13,7 +13,7 @@ import torch
 from mvitv2_core import CheckpointError, MViTClassifier, load_checkpoint
 from mvitv2_core.checkpoint import hub
 from mvitv2_core.checkpoint.hub import OFFICIAL, Official, download
-from tests.core.test_inflate import small
+from tests.structures import small
 
 BODY = bytes(range(256)) * 4096  # 1 MiB, of which no two parts are alike by chance
 Answer = Callable[[BaseHTTPRequestHandler, int], None]

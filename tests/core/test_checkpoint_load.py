@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from mvitv2_core import CheckpointError, MViTClassifier, MViTConfig, load_checkpoint
 from mvitv2_core.checkpoint.hub import OFFICIAL
 from tests.compare import randomize
-from tests.core.test_inflate import small
 from tests.golden_data import official_state_dicts
+from tests.structures import small
 
 STATES = official_state_dicts()
 MASKFEAT = {"dim_mul_in_att": False, "num_classes": 400, "mean_pooling": True}

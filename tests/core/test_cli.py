@@ -19,7 +19,7 @@ from mvitv2_core import MViTClassifier, MViTConfig, cli
 from mvitv2_core.checkpoint import convert_state_dict, files, read_checkpoint
 from mvitv2_core.checkpoint.files import write_checkpoint
 from tests.compare import randomize
-from tests.core.test_inflate import small
+from tests.structures import small
 
 COMMANDS = ("inspect", "convert", "inflate", "diff", "cost")
 

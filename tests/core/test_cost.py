@@ -10,7 +10,7 @@ from torch import nn
 
 from mvitv2_core import MViTClassifier, MViTConfig, cli, ops
 from mvitv2_core.cost import Cost, classifier_cost, trunk_cost
-from tests.core.test_inflate import small
+from tests.structures import small
 
 
 def sparse(config: MViTConfig) -> MViTConfig:

@@ -10,8 +10,15 @@ from tests.compare import error
 from tests.small import KINDS, small_input, small_model
 
 
-@pytest.mark.parametrize("kind", ["image", "clip with class token"])
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "strict"),
+    [
+        ("image", True),
+        ("clip with class token", False),
+        pytest.param("image", False, marks=pytest.mark.slow),
+        pytest.param("clip with class token", True, marks=pytest.mark.slow),
+    ],
+)
 def test_export(kind: str, strict: bool) -> None:
     """One program for any batch; nothing of ours is in it but PyTorch's own operations."""
     model, x = small_model(kind).eval(), small_input(kind)

@@ -58,6 +58,7 @@ CASES = [n for n in golden_data.names("") if n != "slowfast_ava_detection_head"]
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("forms")
 def test_golden(name: str) -> None:
     case = golden_data.load(name)
     model = MViTClassifier(config_of(case)).eval()

@@ -61,12 +61,10 @@ def test_core_imports_torch_alone(name: str) -> None:
         assert found <= (allowed | LAZY if everywhere else allowed), name
 
 
-@pytest.mark.parametrize("name", modules())
+@pytest.mark.parametrize("name", sorted(modules().keys() - {"mvitv2_core.ops"}))
 def test_only_the_door_imports_fast_forms(name: str) -> None:
     """And no form imports another: what several share is named."""
     fast = "mvitv2_core.fast"
-    if name == "mvitv2_core.ops":
-        return
     found = {module for module in imports(modules()[name]) if module.startswith(f"{fast}.")}
     if name.startswith(fast):
         shared = {"context", "fused_kernels", "gradients", "memory", "precision"}
@@ -103,6 +101,46 @@ def test_the_model_speaks_of_the_model(name: str) -> None:
     words = r"\b(device|cuda|cpu|dtype|float32|bfloat16|half|autocast|tracing|tracer|hook)"
     found = re.findall(words, (CORE / f"{name}.py").read_text().lower())
     assert not found
+
+
+def sources() -> dict[str, ast.Module]:
+    """{dotted name: syntax tree} of every file of the tests."""
+    files = (ROOT / "tests").rglob("*.py")
+    return {name_of(file): ast.parse(file.read_text()) for file in files}
+
+
+def test_no_test_module_is_imported() -> None:
+    """What several files need stands in a helper."""
+    for name, tree in sources().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                words = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                ours = node.level > 0 or words[0] == "tests"
+            elif isinstance(node, ast.Import):
+                words = [word for alias in node.names for word in alias.name.split(".")]
+                ours = "tests" in words
+            else:
+                continue
+            taken = [word for word in words if word.startswith("test_")]
+            assert not (ours and taken), f"{name}, line {node.lineno}: {taken}"
+
+
+def returns(node: ast.AST) -> Iterator[ast.Return]:
+    """Those of a function itself, without those of the functions inside it."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Return):
+            yield child
+        elif not isinstance(child, ast.FunctionDef | ast.Lambda | ast.ClassDef):
+            yield from returns(child)
+
+
+def test_no_test_returns() -> None:
+    """A case with nothing to check is no parameter of the test, or skips with its reason."""
+    for name, tree in sources().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                lines = [found.lineno for found in returns(node)]
+                assert not lines, f"{name}.{node.name}, lines {lines}"
 
 
 def test_core_imports_no_adapter() -> None:

@@ -27,6 +27,9 @@ def compare(
     assert error(same.grad, clip.grad) < 1e-8
 
 
+# Its size is fixed. Converting it (test_checkpoint_convert.py) is among the default tests.
+@pytest.mark.slow
+@pytest.mark.usefixtures("forms")
 def test_torchvision_mvit_v2_s() -> None:
     video = pytest.importorskip("torchvision.models.video", reason="install torchvision to run")
     reference = randomize(video.mvit_v2_s(num_classes=13).double()).eval()
@@ -41,13 +44,16 @@ def test_torchvision_mvit_v2_s() -> None:
 @pytest.mark.parametrize(
     ("name", "variant", "size"),
     [
-        ("mvitv2_tiny", "T", 224),
-        ("mvitv2_tiny", "T", 160),
+        pytest.param("mvitv2_tiny", "T", 224, marks=pytest.mark.slow),
+        pytest.param("mvitv2_tiny", "T", 160, marks=pytest.mark.slow),
+        ("mvitv2_tiny", "T", 96),
         ("mvitv2_small", "S", 96),
         ("mvitv2_base", "B", 64),
-        ("mvitv2_large", "L", 64),
+        # Width that grows in the MLP has a golden file among the default tests.
+        pytest.param("mvitv2_large", "L", 64, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("forms")
 def test_timm(name: str, variant: str, size: int) -> None:
     timm = pytest.importorskip("timm", reason="install timm to run")
     reference = timm.create_model(name, num_classes=13, img_size=size)

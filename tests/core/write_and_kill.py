@@ -22,7 +22,7 @@ from torch import Tensor
 from mvitv2_core import MViTClassifier, cli
 from mvitv2_core.checkpoint import read_checkpoint
 from mvitv2_core.checkpoint.files import WholeWrites, write_checkpoint
-from tests.core.test_inflate import small
+from tests.structures import small
 
 
 def state(version: float) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ pytest.importorskip("detectron2", reason="install detectron2 to run: make setup"
 from mvitv2_core.checkpoint.files import UNFINISHED
 from projects.detection.find_tools import find_tool
 from tests import killing
-from tests.d2.conftest import ROOT
+from tests.d2.running import ROOT
 
 STEPS = 6
 # Seven kills of a fast machine's run must not find it at its end.
@@ -63,6 +63,7 @@ def check(start: Callable[..., str], folder: Path, reference: Path, kills: list[
     assert left == ([UNFINISHED] if kills and kills[-1].startswith("save 3") else [])
 
 
+@pytest.mark.slow
 def test_killed_run_resumes(datasets: Path, tmp_path: Path, tally: Callable[..., None]) -> None:
     """While last_checkpoint is written, in evaluation, and in the write of model_final.pth.
 

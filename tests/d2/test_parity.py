@@ -1,17 +1,14 @@
 """Our backbone against detectron2's own class: same weights by name, both in float64."""
 
-from functools import partial
-
 import pytest
 import torch
 from torch import nn
 
-from tests.compare import error, gradient_error, loss_of, randomize
+from tests.compare import error, randomize
 
 pytest.importorskip("detectron2", reason="install detectron2 to run: make setup")
-from detectron2.modeling import MViT as Official
-
 from mvitv2_d2 import MViT
+from tests.d2.parity import SMALL, check
 
 # Published depths, at reduced width; H and L cut to a third of their blocks per stage.
 STRUCTURES = {
@@ -21,35 +18,17 @@ STRUCTURES = {
     "L": {"depth": 48, "last_block_indexes": (1, 7, 43, 47), "embed_dim": 12, "num_heads": 2},
     "H": {"depth": 80, "last_block_indexes": (3, 11, 71, 79), "embed_dim": 12, "num_heads": 3},
 }
-SMALL = {"depth": 6, "last_block_indexes": (0, 2, 4, 5), "embed_dim": 16, "num_heads": 2}
-
-
-def check(size: tuple[int, int], batch: int = 1, **kwargs: object) -> None:
-    kwargs = {"norm_layer": partial(nn.LayerNorm, eps=1e-6), **kwargs}
-    reference = randomize(Official(**kwargs).double())
-    ours = MViT(**kwargs).double()
-    ours.load_state_dict(reference.state_dict(), strict=True)
-    assert ours.output_shape() == reference.output_shape()
-    assert ours.size_divisibility == reference.size_divisibility
-    image = torch.randn(batch, 3, *size, dtype=torch.float64, requires_grad=True)
-    same = image.detach().clone().requires_grad_()
-    expected, got = reference(image), ours(same)
-    assert list(got) == list(expected)
-    for name in expected:
-        assert error(got[name], expected[name]) < 1e-9, name
-    loss_of(expected).backward()
-    loss_of(got).backward()
-    assert gradient_error(ours, reference) < 1e-8
-    assert error(same.grad, image.grad) < 1e-8
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.usefixtures("forms")
 def test_variant_structures(name: str) -> None:
     check((64, 96), img_size=64, adaptive_window_size=16, **STRUCTURES[name])
 
 
 @pytest.mark.parametrize("window", [56, 16, 8])
 @pytest.mark.parametrize("size", [(96, 160), (97, 131), (33, 33), (224, 224), (15, 200), (4, 4)])
+@pytest.mark.usefixtures("forms")
 def test_sizes_and_windows(size: tuple[int, int], window: int) -> None:
     check(size, batch=2, adaptive_window_size=window, **SMALL)
 
@@ -68,10 +47,12 @@ def test_sizes_and_windows(size: tuple[int, int], window: int) -> None:
     ],
     ids=lambda options: ",".join(options),
 )
+@pytest.mark.usefixtures("forms")
 def test_options(options: dict) -> None:
     check((97, 131), **{**SMALL, "adaptive_window_size": 16, **options})
 
 
+@pytest.mark.usefixtures("forms")
 def test_float32() -> None:
     """float32 stays within 1e-5 of float64's largest value."""
     kwargs = {**SMALL, "adaptive_window_size": 16}

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("detectron2", reason="install detectron2 to run: make setup")
 
 from projects.detection.find_tools import find_tool
-from tests.d2.conftest import ROOT
+from tests.d2.running import ROOT
 
 Run = Callable[..., str]
 HOOK = {"DETECTRON2_ENV_MODULE": "projects.detection.toy_env"}
@@ -89,6 +89,7 @@ def test_lazy_trainer(run: Run, tmp_path: Path) -> None:
     same_again(resumed, folder, again, other)
 
 
+@pytest.mark.slow
 def test_lazy_trainer_on_two_processes(run: Run, tmp_path: Path) -> None:
     """DistributedDataParallel over gloo: each process takes its half, one result is evaluated."""
     tool, folder = find_tool("lazyconfig_train_net.py"), tmp_path / "ddp"
@@ -102,7 +103,7 @@ def test_lazy_trainer_on_two_processes(run: Run, tmp_path: Path) -> None:
     assert {entry["image_id"] for entry in detections(folder)} == set(range(1, 7))
 
 
-@pytest.mark.parametrize("trainer", ["detectron2", "ours"])
+@pytest.mark.parametrize("trainer", [pytest.param("detectron2", marks=pytest.mark.slow), "ours"])
 def test_yaml_trainers(run: Run, tmp_path: Path, trainer: str) -> None:
     """The same of train_net.py under the hook (SGD), and of the project's own (AdamW)."""
     ours = ROOT / "projects/detection/train_net.py"

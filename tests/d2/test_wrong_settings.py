@@ -15,7 +15,7 @@ from detectron2.config import LazyCall, instantiate
 from detectron2.modeling import build_backbone
 
 from mvitv2_d2 import MViT
-from tests.d2.test_config import small
+from tests.d2.yaml_cfg import small
 from tests.wrong import FLAG, MAKER, NAN, POSITIVE, RATE, SCALE, refused, sizes, table
 
 Tally = Callable[..., None]

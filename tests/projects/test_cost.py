@@ -29,7 +29,7 @@ from projects.detection.cost import (
     padded,
     training_bytes,
 )
-from tests.d2.test_parity import SMALL, check
+from tests.d2.parity import SMALL, check
 from tests.forms import forced
 from tests.golden_data import official_state_dicts
 

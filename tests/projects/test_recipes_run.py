@@ -17,7 +17,7 @@ from detectron2.config import LazyConfig
 from projects.detection.check_config import load
 from projects.detection.cost import backbone_flops, detector_flops
 from projects.detection.find_tools import find_tool
-from tests.d2.conftest import ROOT
+from tests.d2.running import ROOT
 
 Run = Callable[..., str]
 SMALL = ROOT / "projects/detection/configs/small.py"

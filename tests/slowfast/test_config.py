@@ -16,9 +16,8 @@ from mvitv2_slowfast.config import FIXED, HONOURED, read_adapter, read_config, r
 from tests import golden_data
 from tests.compare import error
 from tests.slowfast.launch import needs_pyslowfast
-from tests.slowfast_cfg import DEFAULTS, make_cfg
+from tests.slowfast_cfg import BASE, DEFAULTS, ODD, make_cfg
 
-BASE = golden_data.load("slowfast_k400_s_like")["overrides"]
 Q = [[0, 1, 1, 1], [1, 1, 2, 2], [2, 1, 1, 1], [3, 1, 2, 2]]
 
 REFUSED = {
@@ -161,13 +160,6 @@ def test_a_multiplier_that_could_not_act_is_refused() -> None:
         read_config(make_cfg({**BASE, **in_mlp}))
     last = {"MVIT.DIM_MUL_IN_ATT": False, "MVIT.DIM_MUL": [[4, 2.0]]}
     assert read_config(make_cfg({**BASE, **last})).blocks[-1].dim_out == 2 * BASE["MVIT.EMBED_DIM"]
-
-
-ODD = {  # width 20, 1 head: block 1 has round(1.5) = 2 heads, and its divisor is round(2 * 1.5) = 3
-    "MVIT.EMBED_DIM": 20,
-    "MVIT.DIM_MUL": [[1, 2.15], [3, 1.3]],
-    "MVIT.HEAD_MUL": [[1, 1.5], [3, 1.0]],
-}
 
 
 def test_divisor_multiplies_the_heads_once_more() -> None:

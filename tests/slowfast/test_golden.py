@@ -27,6 +27,7 @@ def build(case: dict, **overrides: object) -> MViTv2:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("forms")
 def test_golden(name: str) -> None:
     case = golden_data.load(name)
     model, clip = build(case), golden_data.clip(name, case["input_shape"])
@@ -36,6 +37,7 @@ def test_golden(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("forms")
 def test_golden_training(name: str) -> None:
     case = golden_data.load(name)
     dropout_off = {"MODEL.DROPOUT_RATE": 0.0, "MVIT.DROPPATH_RATE": 0.0}
@@ -52,6 +54,7 @@ def test_golden_training(name: str) -> None:
         assert parameter.grad.norm().item() == pytest.approx(norms[key], rel=1e-4, abs=1e-6), key
 
 
+@pytest.mark.usefixtures("forms")
 def test_golden_ava() -> None:
     pytest.importorskip(
         "slowfast.models.head_helper",
@@ -63,6 +66,7 @@ def test_golden_ava() -> None:
     assert (output - torch.tensor(case["output"])).abs().max() < 1e-5
 
 
+@pytest.mark.usefixtures("forms")
 def test_sigmoid_and_none_in_evaluation() -> None:
     case = golden_data.load("slowfast_k400_s_like")
     clip = golden_data.clip("slowfast_k400_s_like", case["input_shape"])

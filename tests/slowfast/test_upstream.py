@@ -11,8 +11,7 @@ from mvitv2_slowfast import MViTv2
 from tests import golden_data
 from tests.compare import error, gradient_error, loss_of, randomize
 from tests.slowfast.launch import needs_pyslowfast
-from tests.slowfast.test_config import BASE, ODD
-from tests.slowfast_cfg import make_cfg
+from tests.slowfast_cfg import BASE, ODD, make_cfg
 
 pytestmark = needs_pyslowfast
 STILL = {"MODEL.DROPOUT_RATE": 0.0, "MVIT.DROPPATH_RATE": 0.0}  # nothing random in training

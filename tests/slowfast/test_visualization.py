@@ -15,8 +15,7 @@ from mvitv2_slowfast import MViTv2
 from mvitv2_slowfast.plugin import connect
 from mvitv2_slowfast.visualization import feature_maps
 from tests.slowfast.launch import needs_pyslowfast, run_net, stats, write_config
-from tests.slowfast.test_config import BASE
-from tests.slowfast_cfg import make_cfg
+from tests.slowfast_cfg import BASE, make_cfg
 
 LAYERS = ["patch_embed/proj", "blocks/1/attn/qkv", "blocks/2", "blocks/3/norm1"]
 

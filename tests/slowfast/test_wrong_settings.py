@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 
 from mvitv2_slowfast import MViTv2
-from tests import golden_data
-from tests.slowfast_cfg import make_cfg
+from tests.slowfast_cfg import BASE, make_cfg
 from tests.wrong import FLAG, INF, NAN, POSITIVE, RATE, SCALE, refused, table
 
 Tally = Callable[..., None]
-BASE = golden_data.load("slowfast_k400_s_like")["overrides"]
 DEPTH = BASE["MVIT.DEPTH"]
 NO_ROWS = [None, 2.0, "1, 2.0", [1, 2.0], [None], [[1, 2.0], 3]]
 MULTIPLIERS = [
