@@ -27,7 +27,6 @@ from .fast import (
     norm_half,
     pool_channels_last,
     pool_frames,
-    product_by_sample,
     rows_opaque,
     rows_remembered,
     triton_attention,
@@ -122,10 +121,6 @@ def unknown_sizes(table: Tensor, q_size: int, k_size: int) -> bool:
     return rows_opaque.sizes_unknown(q_size, k_size)
 
 
-def few_samples(q: Tensor, rows: Tensor) -> bool:
-    return eager() and 1 < q.shape[0] <= product_by_sample.MOST
-
-
 def odd_frames(x: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
     return weight.ndim == 5 and weight.shape[2] % 2 == 1 and max(weight.shape[2], stride[0]) > 1
 
@@ -171,10 +166,6 @@ FORMS: dict[str, tuple[Form, ...]] = {
         Form("opaque", unknown_sizes, rows_opaque.pair_rows),
         Form("remembered", always, rows_remembered.pair_rows),
         Form("plain", always, rel_pos.pair_rows),
-    ),
-    "product": (
-        Form("by_sample", few_samples, product_by_sample.product),
-        Form("plain", always, torch.matmul),
     ),
     "pool_heads": (
         Form("triton", triton_pools, pools_by_triton, asked_for_triton),
@@ -274,8 +265,8 @@ def attention(
     window, seen_thw = windows or (None, k_thw)
     if axes:  # contiguous once, or each axis would copy what the class token's row parts from it
         queries = queries.contiguous()
-    forms = (partial(run, "rows"), partial(run, "product"))
-    terms = rel_pos.rel_pos_terms(queries, tables, q_thw, seen_thw, window, *forms)
+    rows_of = partial(run, "rows")
+    terms = rel_pos.rel_pos_terms(queries, tables, q_thw, seen_thw, window, rows_of)
     return run("attention", q, k, v, terms, axes, q_thw, k_thw, cls_token, add_q, windows)
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
+from mvitv2_core.model_info import clip_info
 
 
 def picture(width: int = 100, height: int = 80, seed: int = 0) -> np.ndarray:
@@ -61,3 +65,14 @@ def set_rotation(path: Path, degrees: int) -> None:
     start = data.index(b"tkhd") + 44
     data[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(bytes(data))
+
+
+# Of a small clip model.
+INFO = replace(clip_info("any", 5, (4, 32, 32)), sampling_rate=5, views=(3, 1), resize=40)
+
+
+def lit(frames: torch.Tensor, total: int) -> list[int]:
+    """Which frames of ``frame_number`` these (T, h, w, 3) are."""
+    red = frames[:, frames.shape[1] // 2, :, 0].float()
+    columns = (red > 120).sum(dim=1).float() - 1
+    return (columns / (frames.shape[2] - 1) * (total - 1)).round().int().tolist()

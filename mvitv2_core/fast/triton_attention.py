@@ -21,8 +21,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .triton_attention_op import attention_op
-from .triton_attention_plain import counts
+from .triton_attention_op import attention_op, counts
 
 MAX_HEAD_DIM = 128
 # Sums of the key cells of all axes.

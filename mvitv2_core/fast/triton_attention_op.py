@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .triton_attention_plain import counts, plain
+from .. import plain
 
 # Queries and keys of a block, warps and pipeline stages of each pass. Chosen from what the compiler
 # says for sm_90 with heads of 96: no spills inside loops, at most 164 KB of shared memory, and the
@@ -40,6 +40,11 @@ SCHEMA = (
     "Tensor[] terms, int[] axes, SymInt[] q_thw, SymInt[] k_thw, bool cls_token, bool add_q, "
     "SymInt[] q_window, SymInt[] k_window"
 )
+
+
+def counts(grid: Sizes, window: Sizes) -> list[int]:
+    """How many windows lie along each axis."""
+    return [-(-n // w) for n, w in zip(grid, window, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -274,7 +279,9 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if torch.is_grad_enabled():  # a gradient of this gradient is wanted
         wanted = [x for x in (q, k, v, *terms) if x.requires_grad]
         with torch.autocast(q.device.type, enabled=False):
-            out = plain(q, k, v, terms, *ctx.rest)
+            *sizes, q_window, k_window = ctx.rest
+            windows = (q_window, k_window) if q_window else None
+            out = plain.attention(q, k, v, terms, *sizes, windows)
             found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
         dq, dk, dv, *dterms = (next(found) if x.requires_grad else None for x in (q, k, v, *terms))
         return (dq, dk, dv, dterms, *rest, None)

@@ -13,22 +13,14 @@ import pytest
 import torch
 
 from mvitv2_core.media import MediaError, Video, scaled_size
-from mvitv2_core.model_info import clip_info, official_info
+from mvitv2_core.model_info import official_info
 from mvitv2_core.transforms import ClipTransform
-from tests.media_files import frame_number, set_rotation, write_video
+from tests.media_files import INFO, frame_number, lit, set_rotation, write_video
 
 pytest.importorskip("av", reason="videos need PyAV: pip install av")
+
+
 # 4 frames, every 5th: spans 20 frames at 30 a second.
-INFO = replace(clip_info("any", 5, (4, 32, 32)), sampling_rate=5, views=(3, 1), resize=40)
-
-
-def lit(frames: torch.Tensor, total: int) -> list[int]:
-    """Which frames of ``frame_number`` these (T, h, w, 3) are."""
-    red = frames[:, frames.shape[1] // 2, :, 0].float()
-    columns = (red > 120).sum(dim=1).float() - 1
-    return (columns / (frames.shape[2] - 1) * (total - 1)).round().int().tolist()
-
-
 def read(path: Path, info=INFO, decoded_side: int | None = None) -> list[torch.Tensor]:
     transform = ClipTransform(info)
     side = transform.decoded_side if decoded_side is None else decoded_side

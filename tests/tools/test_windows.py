@@ -12,8 +12,7 @@ import torch
 from mvitv2_core.media import Video
 from mvitv2_core.transforms import ClipTransform
 from mvitv2_tools.windows import read_windows
-from tests.core.test_transforms_clip import INFO, lit
-from tests.media_files import frame_number, write_video
+from tests.media_files import INFO, frame_number, lit, write_video
 
 pytest.importorskip("av", reason="videos need PyAV: pip install av")
 FRAMES = 100
