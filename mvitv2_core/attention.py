@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,25 +11,6 @@ from . import ops
 from .config import BlockSpec, MViTConfig
 
 NormLayer = Callable[[int], nn.Module]
-
-
-class HeadPool(nn.Module):
-    """Depthwise convolution over the grid with one set of weights shared by all heads.
-
-    Args:
-        head_dim: channels of a head; ``weight`` is (head_dim, 1, *kernel), as on disk.
-        kernel, stride: one size per axis; padding is kernel // 2.
-    """
-
-    def __init__(self, head_dim: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
-        super().__init__()
-        self.kernel, self.stride = tuple(kernel), tuple(stride)
-        self.weight = nn.Parameter(torch.empty(head_dim, 1, *kernel))
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as nn.Conv starts
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, *grid, heads * head_dim) -> (B, *pooled grid, heads * head_dim)."""
-        return ops.pool(x, self.weight, self.stride)
 
 
 class MultiScaleAttention(nn.Module):
@@ -57,7 +37,7 @@ class MultiScaleAttention(nn.Module):
             pool = norm = None
             # A pool of one cell with stride 1 counts as none and has no norm either, as upstream.
             if kernel is not None and max(*kernel, *stride) > 1:
-                pool = HeadPool(self.head_dim, kernel, stride)
+                pool = ops.HeadPool(self.head_dim, kernel, stride)
                 norm = ops.make_norm(norm_layer, self.head_dim)
             self.add_module(f"pool_{name}", pool)
             self.add_module(f"norm_{name}", norm)
@@ -69,11 +49,11 @@ class MultiScaleAttention(nn.Module):
 
     def forward(self, x: Tensor, thw: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         """(B, N, dim) tokens on grid ``thw`` -> (B, Nq, dim_att) and the pooled grid."""
-        # (B, N, 3 * dim_att) -> three of (B, N, dim_att)
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q, q_thw = self.pool(q, thw, "q")
-        k, k_thw = self.pool(k, thw, "k")
-        v, _ = self.pool(v, thw, "v")
+        # (B, N, 3 * dim_att) -> three of (B, N, heads, head_dim)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)
+        pools_kv, norms_kv = [self.pool_k, self.pool_v], [self.norm_k, self.norm_v]
+        (q,), q_thw = ops.pool_heads([q], thw, [self.pool_q], [self.norm_q], self.cls_token)
+        (k, v), k_thw = ops.pool_heads([k, v], thw, pools_kv, norms_kv, self.cls_token)
         tables = [getattr(self, f"rel_pos_{axis}") for axis in self.axes]
         out = ops.attention(
             *(q, k, v, tables, q_thw, k_thw),
@@ -83,14 +63,3 @@ class MultiScaleAttention(nn.Module):
         )
         # (B, Nq, heads, head_dim) -> (B, Nq, dim_att)
         return self.proj_drop(self.proj(out.flatten(2))), q_thw
-
-    def pool(self, x: Tensor, thw: Sequence[int], name: str) -> tuple[Tensor, tuple[int, ...]]:
-        """(B, N, dim_att) -> (B, N', heads, head_dim) pooled and normed, and its grid."""
-        pool, norm = getattr(self, f"pool_{name}"), getattr(self, f"norm_{name}")
-        if pool is None:
-            return x.unflatten(-1, (self.num_heads, self.head_dim)), tuple(thw)
-        row, x = ops.split_cls_token(x, self.cls_token)
-        grid = pool(x.unflatten(1, tuple(thw)))
-        # The class token passes the convolution by, not the norm.
-        x = ops.join_cls_token(row, grid.flatten(1, -2))
-        return norm(x.unflatten(-1, (self.num_heads, self.head_dim))), tuple(grid.shape[1:-1])

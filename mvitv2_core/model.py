@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import ops
-from .attention import HeadPool, NormLayer
+from .attention import NormLayer
 from .block import ActLayer, MultiScaleBlock
 from .checks import check_flag, check_maker, refuse
 from .config import MViTConfig
@@ -65,6 +65,7 @@ class MViT(nn.Module):
         act_layer: makes the MLP's activation.
         act_checkpoint: recompute each block in the backward pass instead of keeping its
             activations; results do not change.
+        compile: compile each block (docs/gpu.md); names in the state dict do not change.
 
     Raises TypeError or ValueError for an argument that is not of its kind.
     """
@@ -81,6 +82,7 @@ class MViT(nn.Module):
         norm_layer: NormLayer = LAYER_NORM,
         act_layer: ActLayer = nn.GELU,
         act_checkpoint: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(config, MViTConfig):
@@ -88,6 +90,7 @@ class MViT(nn.Module):
         check_maker("norm_layer", norm_layer)
         check_maker("act_layer", act_layer)
         check_flag("act_checkpoint", act_checkpoint)
+        check_flag("compile", compile)
         self.config, self.act_checkpoint = config, act_checkpoint
         self.abs_pos_thw = config.abs_pos_thw or config.blocks[0].thw
         self.patch_embed = PatchEmbed(config)
@@ -95,6 +98,8 @@ class MViT(nn.Module):
         self.blocks = nn.ModuleList(
             MultiScaleBlock(spec, config, norm_layer, act_layer) for spec in config.blocks
         )
+        if compile:
+            ops.compile_blocks(self.blocks)
         cells = prod(self.abs_pos_thw)
         joint, separate = config.abs_pos == "joint", config.abs_pos == "separate"
         for name, rows in (
@@ -114,7 +119,7 @@ class MViT(nn.Module):
         Weights truncated normal with std 0.02, every bias 0.02 (PySlowFast's
         video_model_builder.py, facebookresearch/mvit's mvit_model.py).
         """
-        if isinstance(module, (nn.Linear, HeadPool, *ops.CONVOLUTIONS)):
+        if isinstance(module, (nn.Linear, ops.HeadPool, *ops.CONVOLUTIONS)):
             nn.init.trunc_normal_(module.weight, std=0.02)  # type: ignore[arg-type]
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.constant_(module.bias, 0.02)
@@ -194,8 +199,9 @@ class MViTClassifier(MViT):
         norm_layer: NormLayer = LAYER_NORM,
         act_layer: ActLayer = nn.GELU,
         act_checkpoint: bool = False,
+        compile: bool = False,
     ) -> None:
-        super().__init__(config, norm_layer, act_layer, act_checkpoint=act_checkpoint)
+        super().__init__(config, norm_layer, act_layer, act_checkpoint, compile)
         self.norm = norm_layer(config.blocks[-1].dim_out)
         self.head = self.build_head()
         self.apply(self.init_weights)

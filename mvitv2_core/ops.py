@@ -2,13 +2,16 @@
 
 ``MVITV2_REFERENCE=1`` runs the plain definitions alone. ``MVITV2_ATTENTION=folded`` and the like
 (an operation of ``FORMS``, a form of it) take that form wherever it can run, for debugging.
+``MVITV2_TRITON=1`` lets Triton's kernels run where they can.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,15 +27,20 @@ from .fast import (
     norm_half,
     pool_channels_last,
     pool_frames,
+    product_by_sample,
     rows_opaque,
     rows_remembered,
+    triton_attention,
+    triton_pool,
     workarounds,
 )
-from .fast.context import eager, observed, untouched
-from .plain import Windows, join_cls_token, max_pool_skip, split_cls_token
+from .fast.compiled import compile_blocks
+from .fast.context import eager, exporting, observed, untouched
+from .fast.precision import cast_for_product, without_autocast
+from .plain import Windows, max_pool_skip, split_cls_token
 
-__all__ = ["CONVOLUTIONS", "attention", "make_norm", "mlp", "pool"]
-__all__ += ["join_cls_token", "max_pool_skip", "split_cls_token"]  # with no fast form
+__all__ = ["CONVOLUTIONS", "HeadPool", "attention", "compile_blocks", "make_norm"]
+__all__ += ["max_pool_skip", "mlp", "pool_heads"]
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +56,7 @@ class Form(NamedTuple):
 
     name: str
     can: Callable[..., bool]
-    run: Callable[..., Tensor]
+    run: Callable[..., Any]
     should: Callable[..., bool] = lambda *_: True
 
 
@@ -71,8 +79,51 @@ def fused_heads_fit(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_
     return channels <= attention_folded.MAX_HEAD_DIM and not on_cpu
 
 
+def asked_for_triton(*_: Any) -> bool:
+    """``MVITV2_TRITON=1``: the kernels are right in Triton's interpreter, and not yet timed."""
+    return TRITON
+
+
+def triton_attends(q: Tensor, k: Tensor, v: Tensor, terms: Any, axes: Any, *rest: Any) -> bool:
+    if not terms or exporting():
+        return False
+    q, k, v, *terms = cast_for_product(q, k, v, *terms)
+    q_thw, k_thw, _, _, windows = rest
+    return triton_attention.supports(q, k, v, terms, q_thw, k_thw, windows)
+
+
+def attention_by_triton(q: Tensor, k: Tensor, v: Tensor, terms: Any, *rest: Any) -> Tensor:
+    q, k, v, *terms = cast_for_product(q, k, v, *terms)
+    return triton_attention.attention(q, k, v, terms, *rest)
+
+
+def triton_pools(xs: Any, thw: Any, pools: Any, norms: Any, cls_token: bool) -> bool:
+    """Pools and norms that nothing hangs on."""
+    return (
+        not exporting()
+        and all(untouched(pool, HeadPool) for pool in pools)
+        and all(untouched(norm, LayerNorm) and norm.bias is not None for norm in norms)
+        and triton_pool.supports(cast_for_product(*xs), [pool.weight for pool in pools])
+    )
+
+
+def pools_by_triton(xs: Any, thw: Any, pools: Any, norms: Any, cls_token: bool) -> Any:
+    weights = [pool.weight for pool in pools]
+    parts = [(norm.weight, norm.bias, norm.eps) for norm in norms]
+    stride, kernel = pools[0].stride, pools[0].kernel
+    axes = zip(thw, kernel, stride, strict=True)
+    pooled_thw = tuple((n + 2 * (k // 2) - k) // s + 1 for n, k, s in axes)
+    xs = cast_for_product(*xs)
+    with without_autocast(xs[0].device.type):
+        return triton_pool.pool_heads(xs, weights, parts, thw, stride, cls_token), pooled_thw
+
+
 def unknown_sizes(table: Tensor, q_size: int, k_size: int) -> bool:
     return rows_opaque.sizes_unknown(q_size, k_size)
+
+
+def few_samples(q: Tensor, rows: Tensor) -> bool:
+    return eager() and 1 < q.shape[0] <= product_by_sample.MOST
 
 
 def odd_frames(x: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
@@ -110,6 +161,7 @@ bfloat16_fails = workarounds.bfloat16_fails
 # Of each operation the first form that can and should run a call does.
 FORMS: dict[str, tuple[Form, ...]] = {
     "attention": (
+        Form("triton", triton_attends, attention_by_triton, asked_for_triton),
         Form("fused", no_positions, attention_fused.attention),
         Form("folded", positions, attention_folded.attention, fused_heads_fit),
         Form("chunked", positions, attention_chunked.attention),
@@ -119,6 +171,14 @@ FORMS: dict[str, tuple[Form, ...]] = {
         Form("opaque", unknown_sizes, rows_opaque.pair_rows),
         Form("remembered", always, rows_remembered.pair_rows),
         Form("plain", always, rel_pos.pair_rows),
+    ),
+    "product": (
+        Form("by_sample", few_samples, product_by_sample.product),
+        Form("plain", always, torch.matmul),
+    ),
+    "pool_heads": (
+        Form("triton", triton_pools, pools_by_triton, asked_for_triton),
+        Form("plain", always, plain.pool_heads),
     ),
     "pool": (
         Form("float32", bfloat16_fails, workarounds.in_float32(plain.pool)),
@@ -140,6 +200,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
     ),
 }
 REFERENCE = os.environ.get("MVITV2_REFERENCE") == "1"
+TRITON = os.environ.get("MVITV2_TRITON") == "1"
 
 
 def _forced() -> dict[str, str]:
@@ -174,10 +235,11 @@ def choose(operation: str, *call: Any) -> Form:
     return definition
 
 
-def run(operation: str, *call: Any) -> Tensor:
+def run(operation: str, *call: Any) -> Any:
     form = choose(operation, *call)
     if not torch.compiler.is_compiling():
-        said = (operation, form.name, call[0].device.type)
+        first = call[0] if isinstance(call[0], Tensor) else call[0][0]
+        said = (operation, form.name, first.device.type)
         if said not in _said:
             _said.add(said)
             logger.info("%s on %s runs as %s", operation, said[2], form.name)
@@ -212,17 +274,42 @@ def attention(
     window, seen_thw = windows or (None, k_thw)
     if axes:  # contiguous once, or each axis would copy what the class token's row parts from it
         queries = queries.contiguous()
-    rows = lambda *call: run("rows", *call)  # noqa: E731
-    terms = rel_pos.rel_pos_terms(queries, tables, q_thw, seen_thw, window, rows)
+    forms = (partial(run, "rows"), partial(run, "product"))
+    terms = rel_pos.rel_pos_terms(queries, tables, q_thw, seen_thw, window, *forms)
     return run("attention", q, k, v, terms, axes, q_thw, k_thw, cls_token, add_q, windows)
 
 
-def pool(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
-    return run("pool", x, weight, stride)
+def pool_heads(
+    xs: Sequence[Tensor],
+    thw: Sequence[int],
+    pools: Sequence[Any],
+    norms: Sequence[Any],
+    cls_token: bool,
+) -> tuple[Sequence[Tensor], tuple[int, ...]]:
+    return run("pool_heads", xs, thw, pools, norms, cls_token)
 
 
 def mlp(x: Tensor, fc1: nn.Module, act: nn.Module, fc2: nn.Module, drop: nn.Module) -> Tensor:
     return run("mlp", x, fc1, act, fc2, drop)
+
+
+class HeadPool(nn.Module):
+    """Depthwise convolution over the grid with one set of weights shared by all heads.
+
+    Args:
+        head_dim: channels of a head; ``weight`` is (head_dim, 1, *kernel), as on disk.
+        kernel, stride: one size per axis; padding is kernel // 2.
+    """
+
+    def __init__(self, head_dim: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__()
+        self.kernel, self.stride = tuple(kernel), tuple(stride)
+        self.weight = nn.Parameter(torch.empty(head_dim, 1, *kernel))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as nn.Conv starts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, *grid, heads * head_dim) -> (B, *pooled grid, heads * head_dim)."""
+        return run("pool", x, self.weight, self.stride)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -93,6 +93,31 @@ def unpartition(x: Tensor, batch: int, grid: Sequence[int], window: Sequence[int
     return x.flatten(1, axes)
 
 
+def pool_heads(
+    xs: Sequence[Tensor],
+    thw: Sequence[int],
+    pools: Sequence[Any],
+    norms: Sequence[Any],
+    cls_token: bool,
+) -> tuple[Sequence[Tensor], tuple[int, ...]]:
+    """(B, N, heads, head_dim) each -> (B, N', heads, head_dim), pooled and normed, and the grid.
+
+    Args:
+        xs: q alone, or k and v, on grid ``thw``.
+        pools, norms: of each; None for no pool and no norm.
+    """
+    if pools[0] is None:
+        return xs, tuple(thw)
+    pooled = []
+    for x, pool, norm in zip(xs, pools, norms, strict=True):
+        row, others = split_cls_token(x.flatten(2), cls_token)
+        grid = pool(others.unflatten(1, tuple(thw)))
+        # The class token passes the convolution by, not the norm.
+        tokens = join_cls_token(row, grid.flatten(1, -2))
+        pooled.append(norm(tokens.unflatten(-1, x.shape[2:])))
+    return pooled, tuple(grid.shape[1:-1])
+
+
 def pool(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
     """Depthwise convolution over the grid, one set of weights for all heads.
 

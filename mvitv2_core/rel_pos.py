@@ -61,6 +61,7 @@ def rel_pos_terms(
     k_thw: Sequence[int],
     window: Sequence[int] | None = None,
     rows_of: Callable[[Tensor, int, int], Tensor] = pair_rows,
+    product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
 ) -> list[Tensor]:
     """What positions add to the logits: for each axis with a table, one term per key cell.
 
@@ -69,7 +70,7 @@ def rel_pos_terms(
         tables: one (L, head_dim) table or None per axis.
         q_thw, k_thw: live pooled grids.
         window: sizes of the windows that ``q_thw`` falls into; ``k_thw`` then is one of keys.
-        rows_of: ``pair_rows`` or another form of it.
+        rows_of, product: ``pair_rows`` and a product of matrices, or other forms of them.
 
     Returns:
         One (B, Nq, heads, k_size) tensor per axis that has a table.
@@ -86,7 +87,7 @@ def rel_pos_terms(
         before, after = batch * prod(q_thw[:axis]), prod(q_thw[axis + 1 :]) * heads
         if axis < len(tables) - 1:
             # (before, size, after, head_dim) @ (size, head_dim, k_size): q stays where it lies
-            term = q.reshape(before, q_thw[axis], after, head_dim) @ rows
+            term = product(q.reshape(before, q_thw[axis], after, head_dim), rows)
         else:
             # Heads lie inside the last axis, so (axis, head) is the batch of the product:
             # (size * heads, before, head_dim) @ (size * heads, head_dim, k_size), q not copied

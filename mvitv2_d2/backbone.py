@@ -57,6 +57,8 @@ class MViT(Trunk, Backbone):
         out_features: names among "scale2" ... "scale5".
         dim_mul_in_att: whether the width grows in a stage's first attention, as in detectron2's
             class, or in the MLP of the block before, as in the published IN-1K L.
+        compile: compile each block; changing sizes of images make PyTorch compile once more, for
+            any size (docs/gpu.md).
 
     Raises:
         ValueError: arguments that do not fit together; the message names them.
@@ -90,6 +92,7 @@ class MViT(Trunk, Backbone):
         pretrain_use_cls_token: bool = True,
         out_features: Sequence[str] = SCALES,
         dim_mul_in_att: bool = True,
+        compile: bool = False,
     ) -> None:
         size = (img_size,) * 2 if isinstance(img_size, int) else as_tuple("img_size", img_size)
         stride = as_tuple("patch_stride", patch_stride)
@@ -136,7 +139,7 @@ class MViT(Trunk, Backbone):
             rel_pos_zero_init=rel_pos_zero_init,
             residual_pooling=residual_pooling,
         )
-        super().__init__(config, norm_layer, act_layer, use_act_checkpoint)
+        super().__init__(config, norm_layer, act_layer, use_act_checkpoint, compile)
         names = [f"scale{2 + stage}" for stage in range(len(ends))]
         self._stage_names = names
         self._out_features = features

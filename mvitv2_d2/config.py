@@ -46,6 +46,7 @@ def add_mvitv2_config(cfg: Any) -> None:
     node.PRETRAIN_IMG_SIZE = 224
     node.PRETRAIN_USE_CLS_TOKEN = True
     node.DIM_MUL_IN_ATT = True  # False for the published IN-1K L
+    node.COMPILE = False  # compile each block: docs/gpu.md
     node.OUT_FEATURES = ["scale2", "scale3", "scale4", "scale5"]
     cfg.MODEL.MVITV2 = node
 
@@ -66,6 +67,7 @@ CHECKS = {
     "ACT_CHECKPOINT": check_flag,
     "PRETRAIN_USE_CLS_TOKEN": check_flag,
     "DIM_MUL_IN_ATT": check_flag,
+    "COMPILE": check_flag,
 }
 
 
@@ -126,4 +128,5 @@ def backbone_kwargs(cfg: Any) -> dict[str, Any]:
         "pretrain_use_cls_token": node.PRETRAIN_USE_CLS_TOKEN,
         "out_features": node.OUT_FEATURES,
         "dim_mul_in_att": node.DIM_MUL_IN_ATT,
+        "compile": node.COMPILE,
     }

@@ -72,12 +72,14 @@ class AdapterSpec:
         roi: keyword arguments of PySlowFast's ``ResNetRoIHead`` where ``DETECTION.ENABLE`` is
             on; None for a classifier.
         act_checkpoint: recompute blocks in the backward pass.
+        compile: compile each block.
         zero_decay: no weight decay on positions and class token.
     """
 
     act: str
     roi: dict[str, Any] | None
     act_checkpoint: bool
+    compile: bool
     zero_decay: bool
 
 
@@ -160,7 +162,9 @@ def read_adapter(cfg: Any, dim: int) -> AdapterSpec:
     allowed = HEAD_ACTS if roi is None else HEAD_ACTS[:2]
     if act not in allowed:
         raise ValueError(f"MODEL.HEAD_ACT must be one of {', '.join(allowed)}, got {act!r}")
-    return AdapterSpec(act, roi, cfg.MODEL.ACT_CHECKPOINT, cfg.MVIT.ZERO_DECAY_POS_CLS)
+    compile = cfg.get("MVITV2", {}).get("COMPILE", False)
+    check_flag("MVITV2.COMPILE", compile)
+    return AdapterSpec(act, roi, cfg.MODEL.ACT_CHECKPOINT, compile, cfg.MVIT.ZERO_DECAY_POS_CLS)
 
 
 def round_width(width: int, multiplier: float, divisor: int = 1) -> int:

@@ -32,7 +32,8 @@ class MViTv2(MViTClassifier):
     def __init__(self, cfg: Any) -> None:
         config = read_config(cfg)
         self.adapter = read_adapter(cfg, config.blocks[-1].dim_out)
-        super().__init__(config, act_checkpoint=self.adapter.act_checkpoint)
+        act_checkpoint, compile = self.adapter.act_checkpoint, self.adapter.compile
+        super().__init__(config, act_checkpoint=act_checkpoint, compile=compile)
         load_image_weights(self, cfg)
 
     def build_head(self) -> nn.Module:

@@ -40,7 +40,8 @@ def register() -> Path | None:
         MODEL_REGISTRY.register(MViTv2)
     if "MVITV2" not in defaults._C:
         # Path of an image checkpoint to inflate before training; "" for none.
-        defaults._C.MVITV2 = defaults.CfgNode({"IMAGE_CHECKPOINT": ""})
+        # COMPILE: compile each block (docs/gpu.md).
+        defaults._C.MVITV2 = defaults.CfgNode({"IMAGE_CHECKPOINT": "", "COMPILE": False})
     for manager in (pathmgr, checkpoint_pathmgr):
         register_with(manager)
     return root

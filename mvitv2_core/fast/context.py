@@ -47,6 +47,12 @@ def observed() -> bool:
     return torch.jit.is_tracing() or (not torch.compiler.is_compiling() and transformed())
 
 
+def exporting() -> bool:
+    """Whether ``torch.export`` looks on, which gets no operators of our own."""
+    asked = getattr(torch.compiler, "is_exporting", None)  # older releases cannot be asked
+    return torch.compiler.is_compiling() and (asked is None or asked())
+
+
 def eager() -> bool:
     """Whether operations run as they are called, with nothing looking on but autograd."""
     return not torch.compiler.is_compiling() and not observed()

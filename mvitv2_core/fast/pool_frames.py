@@ -23,14 +23,20 @@ def pool(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
     heads = x.shape[-1] // weight.shape[0]
     x, weight = cast_for_product(x, weight)
     with without_autocast(x.device.type):
-        if heads > 1:
-            weight = weight.expand(heads, *weight.shape).flatten(0, 1)
+        # (head_dim, 1, *kernel) -> (frames of the kernel, heads * head_dim, 1, kh, kw), in one copy
+        frames = weight.movedim(2, 0)[:, None]
+        taps = frames.expand(-1, heads, *frames.shape[2:]).flatten(1, 2).contiguous()
         # Contiguous once, where q, k and v or a class token were parted, and not for each frame.
-        return _Frames.apply(x.contiguous(), weight, tuple(stride))
+        return _Frames.apply(x.contiguous(), taps, tuple(stride))
 
 
-def _whole(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
-    """(B, *grid, C) -> (B, *strided grid, C) by PyTorch's own kernel for all axes."""
+def _of_clips(x: Tensor, taps: Tensor, stride: Sequence[int]) -> Tensor:
+    """(B, T, H, W, C) -> (B, *strided grid, C) by PyTorch's own kernel for three axes."""
+    return _of_frames(x, taps.movedim(0, 2), stride)
+
+
+def _of_frames(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
+    """(B, *grid, C) * (C, 1, *kernel) -> (B, *strided grid, C)."""
     padding = [k // 2 for k in weight.shape[2:]]
     x = x.movedim(-1, 1)
     return plain.convolution(x, weight, None, stride, padding, 1, x.shape[1]).movedim(1, -1)
@@ -55,17 +61,16 @@ class _Frames(torch.autograd.Function):
     """A (B, T, H, W, C) depthwise convolution as a sum of convolutions of frames."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, ...]) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(ctx: Any, x: Tensor, taps: Tensor, stride: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(x, taps)
         ctx.stride = stride
         if not x.is_cuda:
-            return _whole(x, weight, stride).contiguous()
+            return _of_clips(x, taps, stride).contiguous()
         out: Tensor | None = None
-        taps = weight.movedim(2, 0).contiguous()
         # Frames that a tap does not need are convolved too: to leave some out would copy the rest.
         whole = stride[0] == 1
-        for tap, frames, outputs in tied_frames(x.shape[1], weight.shape[2], stride[0]):
-            part = _whole((x if whole else x[:, frames]).flatten(0, 1), taps[tap], stride[1:])
+        for tap, frames, outputs in tied_frames(x.shape[1], len(taps), stride[0]):
+            part = _of_frames((x if whole else x[:, frames]).flatten(0, 1), taps[tap], stride[1:])
             part = part.unflatten(0, (x.shape[0], -1))
             if out is None:  # the centre of the kernel reaches every output
                 out = part
@@ -76,34 +81,32 @@ class _Frames(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        stride, (needs_x, needs_weight, _) = ctx.stride, ctx.needs_input_grad
+        x, taps = ctx.saved_tensors
+        stride, (needs_x, needs_taps, _) = ctx.stride, ctx.needs_input_grad
         if torch.is_grad_enabled():
-            needed = (needs_x, needs_weight)
-            dx, dweight = by_definition(
-                lambda x, weight: _whole(x, weight, stride), (x, weight), grad, needed
+            needed = (needs_x, needs_taps)
+            dx, dtaps = by_definition(
+                lambda x, taps: _of_clips(x, taps, stride), (x, taps), grad, needed
             )
-            return dx, dweight, None
-        kernel, channels = weight.shape[2:], weight.shape[0]
-        padding = [k // 2 for k in kernel[1:]]
-        taps = weight.movedim(2, 0).contiguous()
+            return dx, dtaps, None
+        padding = [k // 2 for k in taps.shape[3:]]
         dtaps = torch.zeros_like(taps)
         # With stride 1 the pairs of a tap lie the same way apart in all frames of all samples, so
         # that no frame is copied, and the centre's gradient takes in every frame of x.
         flat = stride[0] == 1
         dx = None if flat else torch.zeros_like(x)
-        for tap, frames, outputs in tied_frames(x.shape[1], kernel[0], stride[0]):
+        for tap, frames, outputs in tied_frames(x.shape[1], len(taps), stride[0]):
             if flat:
-                x_, g_, rows = _shifted(x, grad, outputs, tap - kernel[0] // 2)
+                x_, g_, rows = _shifted(x, grad, outputs, tap - len(taps) // 2)
             else:
                 x_, g_ = x[:, frames].flatten(0, 1), grad[:, outputs].flatten(0, 1)
             # (frames, H, W, C) -> (frames, C, H, W), channels last
             dx_, dtap, _ = torch.ops.aten.convolution_backward(
                 *(g_.movedim(-1, 1), x_.movedim(-1, 1), taps[tap], None),
-                *(stride[1:], padding, [1, 1], False, [0, 0], channels),
-                [needs_x, needs_weight, False],
+                *(stride[1:], padding, [1, 1], False, [0, 0], taps.shape[1]),
+                [needs_x, needs_taps, False],
             )
-            if needs_weight:
+            if needs_taps:
                 dtaps[tap] = dtap
             if not needs_x:
                 continue
@@ -113,7 +116,7 @@ class _Frames(torch.autograd.Function):
             else:
                 part = dx.flatten(0, 1)[rows] if flat else dx[:, frames]
                 part.add_(dx_.unflatten(0, part.shape[:-3]))
-        return dx, dtaps.movedim(0, 2) if needs_weight else None, None
+        return dx, dtaps if needs_taps else None, None
 
 
 def _shifted(x: Tensor, grad: Tensor, outputs: slice, shift: int) -> tuple[Tensor, Tensor, slice]:

@@ -110,7 +110,8 @@ def test_choice_of_form(
     with FakeTensorMode(allow_non_fake_inputs=True):
         q = torch.empty(1, 4, 1, head_dim, device=device)
         terms = [torch.empty(1, 4, 1, channels, device=device)] if channels else []
-        form = ops.choose("attention", q, q, q, terms, [0] * bool(channels), (4,), (channels,))
+        call = (q, q, q, terms, [0] * bool(channels), (4,), (channels,), False, False, None)
+        form = ops.choose("attention", *call)
     assert form.name == path
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from mvitv2_core import BlockSpec, MViTConfig, ops
-from mvitv2_core.attention import HeadPool
 from mvitv2_core.block import Mlp, MultiScaleBlock
 from mvitv2_core.model import LAYER_NORM
+from mvitv2_core.ops import HeadPool
 from tests.compare import error, loss_of, randomize
 from tests.forms import attend_plain, forced
 from tests.small import KINDS, small_input, small_model

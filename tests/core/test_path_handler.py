@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from mvitv2_core.checkpoint.hub import OFFICIAL, Official
 
 from mvitv2_core import CheckpointError
+from mvitv2_core.checkpoint.hub import OFFICIAL, Official
 from mvitv2_core.checkpoint.path_handler import local_path, register_with
 
 BODY = bytes(range(256)) * 1024

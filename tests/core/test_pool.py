@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mvitv2_core.attention import HeadPool
 from mvitv2_core.block import Mlp
 from mvitv2_core.fast import mlp_recompute
 from mvitv2_core.fast.pool_frames import tied_frames
+from mvitv2_core.ops import HeadPool
 from tests.compare import error, gradient_error
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mvitv2_core import BlockSpec, MViTClassifier, MViTConfig, ops
-from mvitv2_core.attention import HeadPool
 from mvitv2_core.block import Mlp, MultiScaleBlock
 from mvitv2_core.model import LAYER_NORM
+from mvitv2_core.ops import HeadPool
 from tests import plain
 from tests.compare import randomize
 from tests.draws import (

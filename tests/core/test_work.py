@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import prod
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mvitv2_core import MViT, MViTConfig
+from mvitv2_core import MViT, MViTConfig, ops
 from mvitv2_core.block import Mlp
 from mvitv2_core.fast import attention_chunked
 from mvitv2_core.fast.window_chunks import window_chunks
-from mvitv2_core.rel_pos import rel_pos_terms
 from tests.forms import forced
 
 
@@ -82,15 +83,22 @@ def test_few_chunks_of_large_images_on_cuda() -> None:
     assert counts["cuda"][0] <= 25 and counts["cuda"][1] <= 100
 
 
-def test_positions_of_windows_are_not_copied_for_each() -> None:
-    """The rows of a table serve all windows of an axis: no copy grows with both axes' windows."""
-    grid, window, kv = (256, 272), (56, 56), (14, 14)
-    q = torch.empty(4, grid[0] * grid[1], 1, 96, device="meta")
-    tables = [torch.empty(111, 96, device="meta") for _ in grid]
-    with Watch() as watch:
-        rel_pos_terms(q, tables, grid, kv, window)
-    rows = 4 * 280 * 14 * 96  # of four images, along one axis
-    assert watch.largest <= max(rows, 4 * grid[0] * grid[1] * 14)
+@pytest.mark.parametrize("grad", [False, True])
+def test_position_rows_are_not_copied_for_each_sample(grad: bool) -> None:
+    """Nor for each window: nothing that is made is as large as the rows of all samples."""
+    grid, window, heads, dim = (40, 4), (8, 4), 1, 32
+    q = torch.randn(4, prod(grid), heads, dim, requires_grad=grad)
+    k = torch.randn(4, prod(grid), heads, dim)
+    tables = [torch.randn(2 * n - 1, dim, requires_grad=grad) for n in window]
+    rows = grid[0] * window[0] * dim  # of one sample, along the first axis
+    largest = []
+    for forms in ({"product": "plain"}, {"product": "by_sample"}):
+        with Watch() as watch, forced(attention="chunked", logits=1, **forms):
+            out = ops.attention(q, k, k, tables, grid, grid, windows=(window, window))
+            if grad:
+                out.sum().backward()
+        largest.append(watch.largest)
+    assert largest[0] >= 4 * rows > largest[1]
 
 
 def test_results_do_not_depend_on_what_a_process_met_before() -> None:

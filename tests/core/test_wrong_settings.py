@@ -140,7 +140,7 @@ def test_lay_out(key: str, value: Any, tally: Tally) -> None:
     {
         "config": [None, "T", SPEC, {}],
         **dict.fromkeys(("norm_layer", "act_layer"), MAKER),
-        "act_checkpoint": FLAG,
+        **dict.fromkeys(("act_checkpoint", "compile"), FLAG),
         "droppath": [0.1],
     }
 )

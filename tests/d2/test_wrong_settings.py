@@ -54,7 +54,7 @@ ARGUMENTS = {
     **dict.fromkeys(
         (
             *("residual_pooling", "qkv_bias", "use_abs_pos", "use_rel_pos", "rel_pos_zero_init"),
-            *("use_act_checkpoint", "pretrain_use_cls_token", "dim_mul_in_att"),
+            *("use_act_checkpoint", "pretrain_use_cls_token", "dim_mul_in_att", "compile"),
         ),
         FLAG,
     ),
@@ -96,7 +96,7 @@ YAML = {
     **dict.fromkeys(
         (
             *("QKV_BIAS", "RESIDUAL_POOLING", "USE_ABS_POS", "USE_REL_POS", "REL_POS_ZERO_INIT"),
-            *("ACT_CHECKPOINT", "PRETRAIN_USE_CLS_TOKEN", "DIM_MUL_IN_ATT"),
+            *("ACT_CHECKPOINT", "PRETRAIN_USE_CLS_TOKEN", "DIM_MUL_IN_ATT", "COMPILE"),
         ),
         FLAG,
     ),

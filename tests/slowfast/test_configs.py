@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 from fvcore.common.config import CfgNode
-from mvitv2_core.checkpoint.hub import OFFICIAL as WEIGHTS
 
+from mvitv2_core.checkpoint.hub import OFFICIAL as WEIGHTS
 from mvitv2_core.checkpoint.path_handler import PREFIX
 from mvitv2_core.cost import classifier_cost
 from mvitv2_slowfast import MViTv2

@@ -1,0 +1,34 @@
+"""Blocks compiled one by one, where a trainer asks for it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+# Programs that PyTorch may make of the one forward method that all blocks share: for each kind of
+# block (a model has up to nine), with and without gradients, for one size and, with and without
+# windows to fill, for any. PyTorch's own limit of 8 would leave later kinds in eager mode, with one
+# line in the log.
+PROGRAMS = 128
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """``torch.compile`` of each block, in place: names in the state dict stay as they are.
+
+    Equal blocks share a program. The first size of input gets programs of its own; where sizes
+    change, the second makes PyTorch compile once more, for any size. Copies (``deepcopy``,
+    pickles) are not compiled.
+    """
+    options: dict[str, Any] = {}
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        options["recompile_limit"] = PROGRAMS
+    else:  # before PyTorch 2.10 the limit is one for all that a process compiles
+        config = torch._dynamo.config
+        name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+        setattr(config, name, max(getattr(config, name), PROGRAMS))
+    for block in blocks:
+        block.compile(**options)

@@ -1,0 +1,111 @@
+"""Pooling's Triton kernels: in the interpreter anywhere, at real sizes where there is a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from mvitv2_core.fast import triton_pool
+from tests.core.fast import interpreted
+from tests.core.fast.pool_problem import Problem, held_against_formula
+
+pytestmark = pytest.mark.skipif(not triton_pool.available(), reason="needs Triton")
+on_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="needs a CUDA GPU: python -m pytest tests/core/fast on a machine with one",
+)
+# Of detection T at 1024x1088, video S and image T: pools of q, and of k and v in one.
+REAL = {
+    "detection q, stage 1": Problem((256, 272), (3, 3), (1, 1), 96, 1, 1, 1),
+    "detection kv, stage 1": Problem((256, 272), (3, 3), (4, 4), 96, 2, 1, 1),
+    "detection q, stage 2": Problem((256, 272), (3, 3), (2, 2), 96, 1, 1, 2),
+    "video q, stage 1": Problem((8, 56, 56), (3, 3, 3), (1, 1, 1), 96, 1, 2, 1, True),
+    "video kv, stage 1": Problem((8, 56, 56), (3, 3, 3), (1, 8, 8), 96, 2, 2, 1, True),
+    "video kv, stage 4": Problem((8, 7, 7), (3, 3, 3), (1, 1, 1), 96, 2, 2, 8, True),
+    "image kv, stage 1": Problem((56, 56), (3, 3), (4, 4), 96, 2, 8, 1),
+    "heads of 72": Problem((14, 14), (3, 3), (1, 1), 72, 2, 4, 8),
+}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def test_in_the_interpreter(tally: Callable[..., None]) -> None:
+    tally("interpreted cases of Triton pooling", interpreted.run("pool_cases.py"))
+
+
+def on_device(name: str, dtype: torch.dtype) -> Problem:
+    return Problem(**{**vars(REAL[name]), "dtype": dtype, "device": "cuda"})
+
+
+def run(problem: Problem, tensors: list[Tensor]) -> list[Tensor]:
+    outs = problem.pool(tensors)
+    grads = [torch.ones_like(out) for out in outs]
+    return [*(out.detach() for out in outs), *torch.autograd.grad(outs, tensors, grads)]
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", REAL)
+def test_real_sizes(name: str, dtype: torch.dtype) -> None:
+    held_against_formula(on_device(name, dtype))
+
+
+@on_gpu
+@pytest.mark.parametrize("name", REAL)
+def test_same_result_every_time(name: str) -> None:
+    problem = on_device(name, torch.bfloat16)
+    tensors = problem.tensors()
+    first = run(problem, tensors)
+    for _ in range(5):
+        assert all(torch.equal(a, b) for a, b in zip(first, run(problem, tensors), strict=True))
+
+
+@on_gpu
+def test_replayed_in_a_cuda_graph() -> None:
+    problem = on_device("video kv, stage 4", torch.bfloat16)
+    tensors = problem.tensors()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compiles, as a capture cannot
+        run(problem, tensors)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = run(problem, tensors)
+    for _ in range(3):
+        with torch.no_grad():
+            for x, other in zip(tensors, problem.tensors(), strict=True):
+                x.copy_(other)
+        graph.replay()
+        again = run(problem, tensors)
+        assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+
+
+@on_gpu
+def test_streams_side_by_side() -> None:
+    problems = [on_device(name, torch.bfloat16) for name in ("image kv, stage 1", "heads of 72")]
+    tensors = [problem.tensors() for problem in problems]
+    expected = [run(problem, x) for problem, x in zip(problems, tensors, strict=True)]
+    streams = [torch.cuda.Stream() for _ in problems]
+    torch.cuda.synchronize()
+    for _ in range(5):
+        got = []
+        for problem, x, stream in zip(problems, tensors, streams, strict=True):
+            with torch.cuda.stream(stream):
+                got.append(run(problem, x))
+        torch.cuda.synchronize()
+        for a, b in zip(expected, got, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@on_gpu
+def test_compiled_by_inductor() -> None:
+    problem = on_device("video kv, stage 4", torch.bfloat16)
+    tensors = problem.tensors()
+    compiled = torch.compile(lambda *x: problem.pool(list(x)), fullgraph=True)
+    outs = compiled(*tensors)
+    grads = torch.autograd.grad(outs, tensors, [torch.ones_like(out) for out in outs])
+    for a, b in zip((*outs, *grads), run(problem, tensors), strict=True):
+        assert torch.equal(a, b)
