@@ -92,6 +92,7 @@ BLOCKS = [
     Block("CONTRIBUTING.md", "make setup ", needs=NETWORK),
     Block("CONTRIBUTING.md", "make lint ", needs=SUITE),
     Block("CONTRIBUTING.md", "make demo && cp", needs="needs no test: it is README's make demo"),
+    Block("docs/gpu.md", "logging.basicConfig()"),
     Block("docs/video-demo.md", "make demo-video", (*VENV, CHECKOUT), "PySlowFast", slow=True),
     Block(
         "docs/video-demo.md",
@@ -233,6 +234,16 @@ def test_block(
     if language == "python" and "# {" in text:
         said = re.findall(r"^# +?(.*)$", text, re.MULTILINE)
         assert " ".join(line.strip() for line in said) in process.stdout
+
+
+def test_forms_of_the_design_page() -> None:
+    """Its table is that of the door."""
+    from mvitv2_core.ops import FORMS
+
+    page = (ROOT / "docs/design.md").read_text()
+    expected = {name: ", ".join(form.name for form in forms) for name, forms in FORMS.items()}
+    rows = re.findall(r"^\| (\w+) \| ([\w, ]+) \|$", page.split("## How a form")[1], re.MULTILINE)
+    assert dict(rows[1:]) == expected
 
 
 def test_every_row_has_a_block() -> None:
