@@ -109,6 +109,7 @@ BLOCKS = [
         "--opts DATA.PATH_TO_DATA_DIR $K400 DATA.PATH_PREFIX $K400 OUTPUT_DIR out\n",
         RUN_NET,
         "PySlowFast",
+        slow=True,
     ),
     Block(VIDEO, "TRAIN.ENABLE False TEST.CHECKPOINT_FILE_PATH", RUN_NET, "PySlowFast", slow=True),
     Block(VIDEO, "MODEL.MODEL_NAME MViTv2", RUN_NET, "PySlowFast", slow=True),
