@@ -9,8 +9,8 @@ from pathlib import Path
 
 ROOT_VARIABLE = "PYSLOWFAST_ROOT"
 HOW_TO_GET = (
-    "git clone https://github.com/facebookresearch/SlowFast, install the packages of this "
-    f"project's README, and set {ROOT_VARIABLE} to that folder"
+    "git clone https://github.com/facebookresearch/SlowFast, install what it needs "
+    f"(pip install -e '.[slowfast]' here: docs/video.md), and set {ROOT_VARIABLE} to that folder"
 )
 
 

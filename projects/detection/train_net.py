@@ -5,20 +5,33 @@ AdamW (betas 0.9 and 0.999) on ``SOLVER.BASE_LR`` and ``SOLVER.WEIGHT_DECAY``; n
 official LazyConfigs (there as here, the "LN" of an FPN does not count as a norm). Gradients are
 clipped as ``SOLVER.CLIP_GRADIENTS`` says, mixed precision is ``SOLVER.AMP.ENABLED`` (CUDA only).
 The command line is detectron2's: ``--config-file``, ``--resume``, ``--eval-only``, ``--num-gpus``,
-and ``KEY VALUE`` pairs.
+and ``KEY VALUE`` pairs. Each data set is evaluated by the kind in its metadata.
 
     python projects/detection/train_net.py --config-file FILE.yaml [--num-gpus 8] [KEY VALUE ...]
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
-from detectron2.evaluation import COCOEvaluator, verify_results
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+    verify_results,
+)
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 
@@ -26,10 +39,25 @@ import mvitv2_d2.backbone  # noqa: F401  registers the backbones
 from mvitv2_d2 import add_mvitv2_config
 
 POSITIONS = ("pos_embed", "rel_pos_h", "rel_pos_w")
+# By a data set's ``evaluator_type``, as in detectron2's tools/train_net.py: from the name of the
+# data set and the folder for what was predicted.
+EVALUATORS: dict[str, list[Callable[[str, str], DatasetEvaluator]]] = {
+    "coco": [lambda name, out: COCOEvaluator(name, output_dir=out)],
+    "lvis": [lambda name, out: LVISEvaluator(name, output_dir=out)],
+    "sem_seg": [lambda name, out: SemSegEvaluator(name, output_dir=out)],
+    "coco_panoptic_seg": [
+        lambda name, out: SemSegEvaluator(name, output_dir=out),
+        lambda name, out: COCOEvaluator(name, output_dir=out),
+        lambda name, out: COCOPanopticEvaluator(name, out),
+    ],
+    "cityscapes_instance": [lambda name, _: CityscapesInstanceEvaluator(name)],
+    "cityscapes_sem_seg": [lambda name, _: CityscapesSemSegEvaluator(name)],
+    "pascal_voc": [lambda name, _: PascalVOCDetectionEvaluator(name)],
+}
 
 
 class Trainer(DefaultTrainer):
-    """detectron2's trainer with AdamW and COCO evaluation."""
+    """detectron2's trainer with AdamW and the evaluation of each data set's own kind."""
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -58,11 +86,21 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
-    ) -> COCOEvaluator:
-        """Box and mask AP; detections go to ``OUTPUT_DIR/inference``."""
-        return COCOEvaluator(
-            dataset_name, output_dir=output_folder or f"{cfg.OUTPUT_DIR}/inference"
-        )
+    ) -> DatasetEvaluator:
+        """What measures ``dataset_name``; predictions go to ``OUTPUT_DIR/inference``.
+
+        Raises:
+            ValueError: the data set has no ``evaluator_type`` of ``EVALUATORS``.
+        """
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if kind not in EVALUATORS:
+            raise ValueError(
+                f"evaluator_type of {dataset_name} must be one of {', '.join(EVALUATORS)}, "
+                f"got {kind!r}"
+            )
+        folder = output_folder or f"{cfg.OUTPUT_DIR}/inference"
+        made = [make(dataset_name, folder) for make in EVALUATORS[kind]]
+        return made[0] if len(made) == 1 else DatasetEvaluators(made)
 
 
 def setup(args: Any) -> CfgNode:
