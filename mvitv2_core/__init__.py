@@ -2,7 +2,8 @@
 
 To read the model as the paper has it: ``config`` (what a model is), ``model`` (trunk and
 classifier), ``block`` (figure 2), ``attention``, ``rel_pos`` and ``plain`` (the arithmetic).
-``ops`` is the door to ``fast``, where speed lives; ``checkpoint`` reads and writes weights.
+``ops`` and its table ``forms`` are the door to ``fast``, where speed lives; ``checkpoint`` reads
+and writes weights.
 """
 
 from .checkpoint import CheckpointError, LoadReport, inflate_state_dict, load_checkpoint

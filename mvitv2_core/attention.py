@@ -30,7 +30,7 @@ class MultiScaleAttention(nn.Module):
         self.qkv = nn.Linear(spec.dim, 3 * spec.dim_att, bias=config.qkv_bias)
         self.proj = nn.Linear(spec.dim_att, spec.dim_att)
         self.proj_drop = nn.Dropout(config.dropout)
-        for name in "qkv":
+        for name in ("q", "k", "v"):
             kernel, stride = spec.kernel_kv, spec.stride_kv
             if name == "q":
                 kernel, stride = spec.kernel_q, spec.stride_q
@@ -49,8 +49,9 @@ class MultiScaleAttention(nn.Module):
 
     def forward(self, x: Tensor, thw: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         """(B, N, dim) tokens on grid ``thw`` -> (B, Nq, dim_att) and the pooled grid."""
-        # (B, N, 3 * dim_att) -> three of (B, N, heads, head_dim)
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)
+        # (B, N, dim_att) each -> (B, N, heads, head_dim)
+        heads = (self.num_heads, self.head_dim)
+        q, k, v = (part.unflatten(-1, heads) for part in ops.split_qkv(x, self.qkv))
         pools_kv, norms_kv = [self.pool_k, self.pool_v], [self.norm_k, self.norm_v]
         (q,), q_thw = ops.pool_heads([q], thw, [self.pool_q], [self.norm_q], self.cls_token)
         (k, v), k_thw = ops.pool_heads([k, v], thw, pools_kv, norms_kv, self.cls_token)

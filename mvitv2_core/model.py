@@ -221,7 +221,7 @@ class MViTClassifier(MViT):
 
     def tokens(self, x: Tensor) -> Stage:
         """(B, C, *spatial) -> the last block's (B, N, dim) tokens, before the norm, and grid."""
-        return super().forward(x)[-1]
+        return super().forward(x)[-1]  # of the last stage
 
     def pool_tokens(self, x: Tensor) -> Tensor:
         """(B, N, dim) tokens -> (B, dim), normalised."""

@@ -50,6 +50,7 @@ def attention(
         out = unpartition(attention(q_, k, v, terms, axes, *windows), len(q), q_thw, q_window)
         return out + q if add_q else out
     first = int(cls_token)
+    # Content logits are scaled, positions' are not.
     # (B, heads, Nq, head_dim) @ (B, heads, head_dim, Nk)
     logits = (q * q.shape[-1] ** -0.5).transpose(1, 2) @ k.permute(0, 2, 3, 1)
     for axis, term in zip(axes, terms, strict=True):
@@ -93,6 +94,11 @@ def unpartition(x: Tensor, batch: int, grid: Sequence[int], window: Sequence[int
     return x.flatten(1, axes)
 
 
+def split_qkv(x: Tensor, linear: nn.Module) -> tuple[Tensor, ...]:
+    """(B, N, dim) -> queries, keys and values, each (B, N, dim_att)."""
+    return linear(x).chunk(3, dim=-1)
+
+
 def pool_heads(
     xs: Sequence[Tensor],
     thw: Sequence[int],
@@ -104,7 +110,7 @@ def pool_heads(
 
     Args:
         xs: q alone, or k and v, on grid ``thw``.
-        pools, norms: of each; None for no pool and no norm.
+        pools, norms: of each, modules, since hooks on them count; None for no pool and no norm.
     """
     if pools[0] is None:
         return xs, tuple(thw)

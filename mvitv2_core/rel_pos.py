@@ -68,7 +68,7 @@ def rel_pos_terms(
         q: unscaled (B, Nq, heads, head_dim) queries of the grid, without class token.
         tables: one (L, head_dim) table or None per axis.
         q_thw, k_thw: live pooled grids.
-        window: sizes of the windows that ``q_thw`` falls into; ``k_thw`` then is one of keys.
+        window: sizes of the windows that ``q_thw`` falls into; ``k_thw`` is then that of keys.
         rows_of: ``pair_rows`` or another form of it.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Rows of blocks, as a config of any ecosystem says them, and those of the published sizes."""
+"""One row per block, the form in which every adapter describes a model; the published sizes."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mvitv2_core import ops
+from mvitv2_core import forms, ops
 from mvitv2_core.fast import memory, triton_attention, triton_pool
 
 # Of these none does work: they make names for memory, or ranges that index tables start from.
@@ -74,11 +74,11 @@ def operations(
 
     monkeypatch.setattr(memory, "CACHE", Remembered())
     monkeypatch.setattr(ops, "REFERENCE", False)
-    monkeypatch.setattr(ops, "TRITON", triton)
+    monkeypatch.setattr(forms, "TRITON", triton)
     for kernels in (triton_attention, triton_pool):
         monkeypatch.setattr(kernels, "runs_on", lambda device: device.type == "cuda")
     # Fake tensors are a class of their own, which otherwise counts as arithmetic of their own.
-    monkeypatch.setattr(ops, "untouched", lambda module, kind: type(module) is kind)
+    monkeypatch.setattr(forms, "untouched", lambda module, kind: type(module) is kind)
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():
             for name, p in module._parameters.items():

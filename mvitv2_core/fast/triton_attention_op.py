@@ -279,9 +279,10 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if torch.is_grad_enabled():  # a gradient of this gradient is wanted
         wanted = [x for x in (q, k, v, *terms) if x.requires_grad]
         with torch.autocast(q.device.type, enabled=False):
-            axes, q_thw, k_thw, cls_token, add_q, *windows = ctx.rest
-            rest = (axes, q_thw, k_thw, cls_token, add_q, windows if windows[0] else None)
-            out = plain.attention(q, k, v, terms, *rest)  # type: ignore[arg-type]
+            *sizes, cls_token, add_q, q_window, k_window = ctx.rest
+            windows = (q_window, k_window) if q_window else None
+            options = {"cls_token": cls_token, "add_q": add_q, "windows": windows}
+            out = plain.attention(q, k, v, terms, *sizes, **options)
             found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
         dq, dk, dv, *dterms = (next(found) if x.requires_grad else None for x in (q, k, v, *terms))
         return (dq, dk, dv, dterms, *rest, None)

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*(ROOT / name for name in ("README.md", "MODEL_ZOO.md", "CONTRIBUTING.md"))]
 PAGES += [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("projects/*/README.md"))]
-PACKAGES = ("mvitv2_core", "mvitv2_d2", "mvitv2_slowfast")
+PACKAGES = ("mvitv2_core", "mvitv2_d2", "mvitv2_slowfast", "mvitv2_tools")
 SHELL, OUTPUTS = ("", "sh", "bash"), ("text", "mermaid")
 TRAINER = "$(python projects/detection/find_tools.py lazyconfig_train_net.py)"
 YAML_TRAINER = "$(python projects/detection/find_tools.py train_net.py)"
@@ -54,8 +54,16 @@ CHECK += (("--num-gpus 8", ""), ("--eval-only", ""))
 SHORT = "SOLVER.MAX_ITER 2 TEST.EVAL_PERIOD 0 OUTPUT_DIR $OUT"
 QUICK = "train.max_iter=2 train.eval_period=0 train.output_dir=$OUT"
 CHECKOUT = ("/path/to/SlowFast", "$SF")
+PHOTO = ("photo.jpg", "docs/images/demo_predictions.png")
+TRAINED = "needs what make demo and make demo-video leave behind"
 VENV = (("make ", f"make VENV={sys.prefix} "),)
 BLOCKS = [
+    Block("README.md", "create_transform(model.info)", (PHOTO,)),
+    Block(
+        "README.md",
+        "mvitv2 predict",
+        (PHOTO, ("outputs/demo datasets/toy_shapes/val --out out", f"mvitv2_tiny_in1k {PHOTO[1]}")),
+    ),
     Block("README.md", "make demo\n", (("demo\n", 'demo DEMO="$DEMO"\n'), *VENV), slow=True),
     Block("README.md", "make test\n", needs=SUITE),
     Block("README.md", "pip install -e '.[detectron2]'", needs=NETWORK),
@@ -93,6 +101,9 @@ BLOCKS = [
     Block("CONTRIBUTING.md", "make lint ", needs=SUITE),
     Block("CONTRIBUTING.md", "make demo && cp", needs="needs no test: it is README's make demo"),
     Block("docs/gpu.md", "logging.basicConfig()"),
+    Block("docs/predict.md", "pip install '.[predict]'", (PHOTO, ("pip install '.[predict]'", ""))),
+    Block("docs/predict.md", "create_transform(model.info)", (PHOTO,)),
+    Block("docs/predict.md", "mvitv2 predict outputs/demo ", needs=TRAINED),
     Block("docs/video-demo.md", "make demo-video", (*VENV, CHECKOUT), "PySlowFast", slow=True),
     Block(
         "docs/video-demo.md",
@@ -222,17 +233,18 @@ def test_block(
         env["DETECTRON2_DATASETS"] = str(tmp_path)
     elif row.needs == "detectron2" and "toy" in text:
         env["DETECTRON2_DATASETS"] = str(request.getfixturevalue("datasets"))
+    swapped = text
+    for old, new in row.swap:
+        swapped = swapped.replace(old, new)
     if language == "yaml":
         (tmp_path / "configs").symlink_to(ROOT / "configs")
         (tmp_path / "mine.yaml").write_text(text)
         command = [sys.executable, "projects/detection/check_config.py", f"{tmp_path}/mine.yaml"]
     elif language == "python":
-        command = [sys.executable, "-c", text]
+        command = [sys.executable, "-c", swapped]
     else:
         assert language in SHELL, f"{language}: no such kind of block is known"
-        for old, new in row.swap:
-            text = text.replace(old, new)
-        command = ["bash", "-euo", "pipefail", "-c", text]
+        command = ["bash", "-euo", "pipefail", "-c", swapped]
     process = subprocess.run(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         timeout=600,
