@@ -31,6 +31,7 @@ from .checkpoint.formats import DETECTOR, FORMATS, to_project
 from .checkpoint.hub import OFFICIAL, official_path
 from .config import MViTConfig
 from .cost import classifier_cost, show_cost
+from .recipes import recipe_path
 from .rows import VARIANTS
 
 CONFIG_READERS = "mvitv2.config_readers"
@@ -259,7 +260,7 @@ def _print(report: LoadReport, options: Any) -> None:
 
 
 def read_config_file(file: str) -> MViTConfig:
-    """The model config of another trainer's config file.
+    """The model config of another trainer's config file, or of a recipe of this project.
 
     Readers come from adapters, which core does not know: packages name them by file ending in
     the entry point group ``mvitv2.config_readers``.
@@ -270,7 +271,7 @@ def read_config_file(file: str) -> MViTConfig:
     suffix = Path(file).suffix.removeprefix(".")
     for reader in entry_points(group=CONFIG_READERS):
         if reader.name == suffix:
-            return reader.load()(file)
+            return reader.load()(recipe_path(file))
     raise ValueError(
         f"{file}: nothing installed reads .{suffix} configs; install this project (pip install .) "
         f"and PySlowFast, or use --variant, --frames and --size"

@@ -21,7 +21,7 @@ from . import rel_pos
 from .fast.compiled import compile_blocks
 from .fast.context import observed
 from .forms import FORMS, Form
-from .plain import Windows, max_pool_skip, split_cls_token
+from .plain import Windows, max_pool_skip, partition, split_cls_token, unpartition
 
 __all__ = ["CONVOLUTIONS", "HeadPool", "attention", "compile_blocks", "make_norm"]
 __all__ += ["max_pool_skip", "mlp", "pool_heads", "split_qkv"]
@@ -95,6 +95,12 @@ def attention(
             raise ValueError("windows must be None with cls_token=True: it has no window")
         if counts[0] != counts[1]:
             raise ValueError(f"windows must be equally many of queries and keys, got {counts}")
+        if REFERENCE or observed():
+            # Positions of what fills the windows too, as upstream has it and published FLOPs count.
+            k, v = (partition(x, *grids[1]) for x in (k, v))
+            out = attention(partition(q, *grids[0]), k, v, tables, *windows)
+            out = unpartition(out, q.shape[0], *grids[0])
+            return out + q if add_q else out
     axes = [axis for axis, table in enumerate(tables) if table is not None]
     _, queries = split_cls_token(q, cls_token)
     window, seen_thw = windows or (None, k_thw)

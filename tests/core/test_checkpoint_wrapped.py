@@ -111,13 +111,16 @@ def test_averages(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str])
     torch.save(content, path)
     assert is_loaded(path, average, ema=True)
     assert read_checkpoint(path, ema=True).nest == key
-    if kind != "nothing but it":
+    if kind == "nothing but it":
+        with pytest.raises(CheckpointError, match="'model' is a dict, not a tensor"):
+            read_checkpoint(path)
+    else:
         assert is_loaded(path, plain)
-    assert read_checkpoint(path).ema == key
-    assert cli.main(["inspect", str(path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["ema_weights_under"] == key
-    assert cli.main(["inspect", str(path)]) == 0
-    assert f"ema weights under             {key}" in capsys.readouterr().out
+        assert read_checkpoint(path).ema == key
+        assert cli.main(["inspect", str(path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["ema_weights_under"] == key
+        assert cli.main(["inspect", str(path)]) == 0
+        assert f"ema weights under             {key}" in capsys.readouterr().out
 
 
 def test_averages_that_are_not_there(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def settings(draw: st.DrawFn) -> dict[str, Any]:
 def predict(model: MViTv2, x: Tensor) -> list[Tensor]:
     """The plain logits, or the probabilities that evaluation gives."""
     logits = plain.classify(model, x)
-    act = model.spec.act
+    act = model.adapter.act
     if model.training or act == "none":
         return [logits]
     return [logits.softmax(dim=1) if act == "softmax" else logits.sigmoid()]

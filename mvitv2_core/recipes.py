@@ -1,0 +1,35 @@
+"""Where this project's recipes lie: beside a checkout, or where the wheel put them."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from pathlib import Path
+
+
+def recipe_path(name: str | os.PathLike[str]) -> Path:
+    """The file of a recipe, or the file ``name`` itself where there is one.
+
+    Args:
+        name: a path, or a recipe of this project: ``configs/Kinetics/MViTv2_S_16x4.yaml``, with or
+            without ``configs/``.
+
+    Raises:
+        ValueError: there is neither; names where it was looked for.
+    """
+    given = Path(name)
+    if given.is_file():
+        return given
+    tail = Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
+    homes = [Path(__file__).resolve().parents[1]]
+    homes += [Path(sysconfig.get_path("data", scheme)) / "share/mvitv2" for scheme in _schemes()]
+    for home in homes:
+        if not given.is_absolute() and (home / "configs" / tail).is_file():
+            return home / "configs" / tail
+    looked = ", ".join(str(home / "configs") for home in homes)
+    raise ValueError(f"{name}: no such file, nor a recipe in {looked}")
+
+
+def _schemes() -> list[str]:
+    """Where pip installs: the environment, and a user's own folder."""
+    return [sysconfig.get_preferred_scheme(kind) for kind in ("prefix", "user")]
