@@ -271,7 +271,14 @@ def read_config_file(file: str) -> MViTConfig:
     suffix = Path(file).suffix.removeprefix(".")
     for reader in entry_points(group=CONFIG_READERS):
         if reader.name == suffix:
-            return reader.load()(recipe_path(file))
+            try:
+                read = reader.load()
+            except ImportError as error:
+                raise ValueError(
+                    f"{file}: its reader cannot be loaded: {error}; install what {reader.value} "
+                    f"needs (pip install 'mvitv2[slowfast]'), or use --variant, --frames and --size"
+                ) from error
+            return read(recipe_path(file))
     raise ValueError(
         f"{file}: nothing installed reads .{suffix} configs; install this project (pip install .) "
         f"and PySlowFast, or use --variant, --frames and --size"

@@ -178,15 +178,19 @@ def test_inflate_of_an_unpublished_model(
     arguments = ("inflate", tmp_path / "small.pth", tmp_path / "out.pth", "--config")
     assert run(*arguments, "x.json") == 2
     assert "nothing installed reads .json configs" in capsys.readouterr().err
-    assert run(*arguments, "frames8.yaml", "--frames", 8, "--no-cls-token") == 2
+    recipe = tmp_path / "frames8.yaml"
+    recipe.touch()
+    assert run(*arguments, recipe, "--frames", 8, "--no-cls-token") == 2
     assert "does not go with --frames, --no-cls-token" in capsys.readouterr().err
-    assert run(*arguments, "frames8.yaml") == 0
+    assert run(*arguments, tmp_path / "frames9.yaml") == 2
+    assert "frames9.yaml: no such file, nor a recipe in" in capsys.readouterr().err
+    assert run(*arguments, recipe) == 0
     state = read_checkpoint(tmp_path / "out.pth").state
     MViTClassifier(small("T", 8)).load_state_dict(state, strict=True)
 
 
-def read_toy_config(path: str) -> MViTConfig:
-    assert path == "frames8.yaml"
+def read_toy_config(path: Path) -> MViTConfig:
+    assert path.name == "frames8.yaml"
     return small("T", 8)
 
 
@@ -300,3 +304,18 @@ def test_pyproject_registers_the_command_and_the_reader() -> None:
     assert 'mvitv2 = "mvitv2_core.cli:main"' in text
     assert f'[project.entry-points."{cli.CONFIG_READERS}"]' in text
     assert 'yaml = "mvitv2_slowfast.config_file:read_config_file"' in text
+
+
+def test_a_reader_whose_packages_are_missing(
+    image: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As in an environment with the wheel alone: said in one line, with what to do."""
+    entry = EntryPoint("yaml", "a_package_that_is_not_there:read", cli.CONFIG_READERS)
+    monkeypatch.setattr(cli, "entry_points", lambda group: [entry] * (group == entry.group))
+    assert run("inflate", image, tmp_path / "x.pyth", "--config", "Kinetics/x.yaml") == 2
+    said = capsys.readouterr().err
+    assert "its reader cannot be loaded: No module named 'a_package_that_is_not_there'" in said
+    assert "pip install 'mvitv2[slowfast]'" in said
