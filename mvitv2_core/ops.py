@@ -21,7 +21,7 @@ from . import rel_pos
 from .fast.compiled import compile_blocks
 from .fast.context import observed
 from .forms import FORMS, Form
-from .plain import Windows, max_pool_skip, partition, split_cls_token, unpartition
+from .plain import Windows, max_pool_skip, partition, split_cls_token, unpartition, window_counts
 
 __all__ = ["CONVOLUTIONS", "HeadPool", "attention", "compile_blocks", "make_norm"]
 __all__ += ["max_pool_skip", "mlp", "pool_heads", "split_qkv"]
@@ -90,7 +90,7 @@ def attention(
     """
     if windows:
         grids = ((q_thw, windows[0]), (k_thw, windows[1]))
-        counts = [[-(-n // w) for n, w in zip(*sizes, strict=True)] for sizes in grids]
+        counts = [window_counts(*sizes) for sizes in grids]
         if cls_token:
             raise ValueError("windows must be None with cls_token=True: it has no window")
         if counts[0] != counts[1]:

@@ -69,9 +69,14 @@ def add_residual(out: Tensor, q: Tensor, cls_token: bool) -> Tensor:
     return join_cls_token(row, others + split_cls_token(q, cls_token)[1])
 
 
+def window_counts(grid: Sequence[int], window: Sequence[int]) -> list[int]:
+    """How many windows lie along each axis."""
+    return [-(-n // w) for n, w in zip(grid, window, strict=True)]
+
+
 def partition(x: Tensor, grid: Sequence[int], window: Sequence[int]) -> Tensor:
     """(B, N, heads, d) -> (B * windows, cells of one, heads, d), filled up with zeros."""
-    axes, counts = len(grid), [-(-n // w) for n, w in zip(grid, window, strict=True)]
+    axes, counts = len(grid), window_counts(grid, window)
     fill = [c * w - n for c, w, n in zip(counts, window, grid, strict=True)]
     x = x.unflatten(1, tuple(grid))
     if any(fill):  # on the right and at the bottom
@@ -85,7 +90,7 @@ def partition(x: Tensor, grid: Sequence[int], window: Sequence[int]) -> Tensor:
 
 def unpartition(x: Tensor, batch: int, grid: Sequence[int], window: Sequence[int]) -> Tensor:
     """(B * windows, cells of one, heads, d) -> (B, N, heads, d), without what filled them."""
-    axes, counts = len(grid), [-(-n // w) for n, w in zip(grid, window, strict=True)]
+    axes, counts = len(grid), window_counts(grid, window)
     x = x.unflatten(1, tuple(window)).unflatten(0, (batch, *counts))
     # (B, count, count, ..., w, w, ..., heads, d) -> (B, count, w, count, w, ..., heads, d)
     x = x.permute(0, *(d for axis in range(axes) for d in (1 + axis, 1 + axes + axis)), -2, -1)

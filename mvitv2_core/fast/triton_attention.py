@@ -13,34 +13,19 @@ such product, whose backward (dlogits one_hot^T) sums the gradient of the terms 
 Proven right in Triton's interpreter and compiled for sm_90; not yet timed on a GPU.
 """
 
-import importlib.util
-import os
 from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
-from .triton_attention_op import attention_op, counts
+from ..plain import window_counts
+from .triton_attention_op import attention_op
+from .triton_device import DTYPES, available, runs_on
 
 MAX_HEAD_DIM = 128
 # Sums of the key cells of all axes.
 MAX_KEY_CELLS = 256
-# Of the GPUs that the kernels were compiled for, and whose shared memory their blocks fill.
-CAPABILITY = (9, 0)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def available() -> bool:
-    """Whether Triton can be imported."""
-    return importlib.util.find_spec("triton") is not None
-
-
-def runs_on(device: torch.device) -> bool:
-    """Whether the kernels run there: on Hopper GPUs, and on CPUs in Triton's interpreter."""
-    if device.type == "cuda":
-        return torch.version.hip is None and torch.cuda.get_device_capability(device) == CAPABILITY
-    return device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def supports(
@@ -146,7 +131,7 @@ def _check(
             raise ValueError("windows must be None with cls_token=True: it has no window")
         if len(q_window) != len(q_thw) or len(k_window) != len(k_thw):
             raise ValueError(f"windows must have a size per axis, got {q_window}, {k_window}")
-        if counts(q_thw, q_window) != counts(k_thw, k_window):
+        if window_counts(q_thw, q_window) != window_counts(k_thw, k_window):
             raise ValueError(f"q and k must have equally many windows: {q_window}, {k_window}")
     seen = k_window or k_thw
     if list(axes) != sorted(set(axes)) or len(axes) != len(terms):

@@ -42,11 +42,6 @@ SCHEMA = (
 )
 
 
-def counts(grid: Sizes, window: Sizes) -> list[int]:
-    """How many windows lie along each axis."""
-    return [-(-n // w) for n, w in zip(grid, window, strict=True)]
-
-
 @dataclass(frozen=True)
 class _Problem:
     """What the kernels of one attention are launched with."""
@@ -77,7 +72,7 @@ def _problem(
 ) -> _Problem:
     windowed, rank, head_dim = bool(q_window), len(q_thw), q.shape[-1]
     q_window, k_window = q_window or q_thw, k_window or k_thw
-    number = counts(q_thw, q_window)
+    number = plain.window_counts(q_thw, q_window)
     grids = [[1] * (3 - rank) + list(n) for n in (q_thw, k_thw, q_window, k_window, number)]
     present: list[Tensor | None] = [None] * 3
     for axis, term in zip(axes, terms, strict=True):

@@ -8,34 +8,17 @@ the parameters' are sums in a fixed order (no atomics).
 Proven right in Triton's interpreter and compiled for sm_90; not yet timed on a GPU.
 """
 
-import importlib.util
-import os
 from collections.abc import Sequence
 from math import prod
 
-import torch
 from torch import Tensor
 
+from .triton_device import DTYPES, available, runs_on
 from .triton_pool_op import pool_op
 
 Norm = tuple[Tensor, Tensor, float]
 MAX_HEAD_DIM = 256
 MAX_TAPS = 64
-# Of the GPUs that the kernels were compiled for, and whose shared memory their blocks fill.
-CAPABILITY = (9, 0)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def available() -> bool:
-    """Whether Triton can be imported."""
-    return importlib.util.find_spec("triton") is not None
-
-
-def runs_on(device: torch.device) -> bool:
-    """Whether the kernels run there: on Hopper GPUs, and on CPUs in Triton's interpreter."""
-    if device.type == "cuda":
-        return torch.version.hip is None and torch.cuda.get_device_capability(device) == CAPABILITY
-    return device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def supports(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:

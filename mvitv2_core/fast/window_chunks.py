@@ -9,7 +9,7 @@ from math import ceil, prod
 
 from torch import Tensor
 
-from ..plain import partition, unpartition
+from ..plain import partition, unpartition, window_counts
 
 
 def _windows_first(x: Tensor, counts: Sequence[int], cells: Sequence[int]) -> Tensor:
@@ -51,7 +51,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         grids = ((self.q_grid, self.q_window), (self.k_grid, self.k_window))
-        q, k = ([-(-n // w) for n, w in zip(*sizes, strict=True)] for sizes in grids)
+        q, k = (window_counts(*sizes) for sizes in grids)
         if q != k:
             raise ValueError(f"queries and keys must have equally many windows: {self}")
 

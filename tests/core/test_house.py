@@ -71,7 +71,7 @@ def test_only_the_door_imports_fast_forms(name: str) -> None:
     found = {module for module in imports(modules()[name]) if module.startswith(f"{fast}.")}
     if name.startswith(fast):
         shared = {"context", "fused_kernels", "gradients", "memory", "precision"}
-        shared |= {"window_chunks"}
+        shared |= {"triton_device", "window_chunks"}
         form = "_".join(name.split(".")[2:3]).split("_")[:2]  # a form may have several files
         parts = {module for module in found if module.split(".")[2].split("_")[:2] == form}
         assert found <= {f"{fast}.{module}" for module in shared} | parts | {fast}, name
