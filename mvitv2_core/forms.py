@@ -22,6 +22,7 @@ from .fast import (
     qkv_apart,
     rows_opaque,
     rows_remembered,
+    terms_in_place,
     triton_attention,
     triton_pool,
     workarounds,
@@ -165,6 +166,10 @@ FORMS: dict[str, tuple[Form, ...]] = {
         Form("opaque", unknown_sizes, rows_opaque.pair_rows),
         Form("remembered", always, rows_remembered.pair_rows),
         Form("plain", always, rel_pos.pair_rows),
+    ),
+    "terms": (
+        Form("in_place", always, terms_in_place.rel_pos_terms),
+        Form("plain", always, rel_pos.rel_pos_terms),
     ),
     "split_qkv": (
         Form(

@@ -11,13 +11,11 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import rel_pos
 from .fast.compiled import compile_blocks
 from .fast.context import observed
 from .forms import FORMS, Form
@@ -101,14 +99,22 @@ def attention(
             out = attention(partition(q, *grids[0]), k, v, tables, *windows)
             out = unpartition(out, q.shape[0], *grids[0])
             return out + q if add_q else out
-    axes = [axis for axis, table in enumerate(tables) if table is not None]
     _, queries = split_cls_token(q, cls_token)
-    window, seen_thw = windows or (None, k_thw)
+    rows = [axis_rows(*axis) for axis in zip(tables, q_thw, k_thw, *(windows or ()), strict=True)]
+    axes = [axis for axis, pairs in enumerate(rows) if pairs is not None]
     if axes:  # contiguous once, or each axis would copy what the class token's row parts from it
         queries = queries.contiguous()
-    rows_of = partial(run, "rows")
-    terms = rel_pos.rel_pos_terms(queries, tables, q_thw, seen_thw, window, rows_of)
+    terms = run("terms", queries, rows, q_thw)
     return run("attention", q, k, v, terms, axes, q_thw, k_thw, cls_token, add_q, windows)
+
+
+def axis_rows(table: Tensor | None, q_size: int, k_size: int, *windows: int) -> Tensor | None:
+    """Rows of one axis: (q_size, k_size, head_dim), with the sizes of windows on it, if any."""
+    if table is None:
+        return None
+    rows = run("rows", table, *(windows or (q_size, k_size)))
+    # The same in each window that the queries fall into.
+    return rows.repeat(-(-q_size // windows[0]), 1, 1)[:q_size] if windows else rows
 
 
 def split_qkv(x: Tensor, linear: nn.Module) -> tuple[Tensor, ...]:

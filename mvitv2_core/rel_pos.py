@@ -5,8 +5,7 @@ Paper, section 4.1: the logit of query i and key j gets q_i . R_a[p_a(i) - p_a(j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import prod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +15,9 @@ from torch import Tensor
 def _scaled_positions(size: int, ratio: float, device: torch.device) -> Tensor:
     """``arange(size) * ratio`` rounded to float32 after the product, and nothing else.
 
-    The official code computes in float32 and truncates, so the published weights were trained
-    with its rounding. The product is exact in float64 and rounded once by the conversion, which
-    no compiler may contract into a fused multiply-add with the subtraction that follows.
+    The official code computes in float32 and truncates: published weights depend on its rounding.
+    The product is exact in float64 and rounded once by the conversion, which no compiler may
+    contract into a fused multiply-add with the subtraction that follows.
     """
     ratio32 = torch.full((), ratio, dtype=torch.float32, device=device).double()
     return (torch.arange(size, device=device, dtype=torch.float64) * ratio32).float()
@@ -46,52 +45,29 @@ def resample_table(table: Tensor, length: int) -> Tensor:
 def pair_rows(table: Tensor, q_size: int, k_size: int) -> Tensor:
     """The row that each pair of a query's and a key's cell uses: (q_size, k_size, head_dim).
 
-    Args:
-        table: stored (L, head_dim) table, resampled where L is not ``2 * max(q, k) - 1``.
-        q_size, k_size: live sizes of the pooled grids along the axis.
+    The stored (L, head_dim) ``table`` is resampled where L is not ``2 * max(q_size, k_size) - 1``.
     """
     table = resample_table(table, 2 * max(q_size, k_size) - 1)
     return table[rel_pos_index(q_size, k_size, table.device)].unflatten(0, (q_size, k_size))
 
 
-def rel_pos_terms(
-    q: Tensor,
-    tables: Sequence[Tensor | None],
-    q_thw: Sequence[int],
-    k_thw: Sequence[int],
-    window: Sequence[int] | None = None,
-    rows_of: Callable[[Tensor, int, int], Tensor] = pair_rows,
-) -> list[Tensor]:
-    """What positions add to the logits: for each axis with a table, one term per key cell.
+def rel_pos_terms(q: Tensor, rows: Sequence[Tensor | None], q_thw: Sequence[int]) -> list[Tensor]:
+    """What positions add to the logits: for each axis that has them, one term per key cell.
 
     Args:
-        q: unscaled (B, Nq, heads, head_dim) queries of the grid, without class token.
-        tables: one (L, head_dim) table or None per axis.
-        q_thw, k_thw: live pooled grids.
-        window: sizes of the windows that ``q_thw`` falls into; ``k_thw`` is then that of keys.
-        rows_of: ``pair_rows`` or another form of it.
+        q: unscaled (B, Nq, heads, head_dim) queries of the grid ``q_thw``, without class token.
+        rows: for each axis the (q_size, k_size, head_dim) rows of ``pair_rows``, or None.
 
     Returns:
-        One (B, Nq, heads, k_size) tensor per axis that has a table.
+        One (B, Nq, heads, k_size) tensor per axis that has rows.
     """
-    batch, _, heads, head_dim = q.shape
     terms = []
-    for axis, table in enumerate(tables):
-        if table is None:
-            continue
-        # (q_size, k_size, head_dim) -> (q_size, head_dim, k_size)
-        rows = rows_of(table, (window or q_thw)[axis], k_thw[axis]).transpose(1, 2)
-        if window:  # the same rows in each
-            rows = rows.repeat(-(-q_thw[axis] // window[axis]), 1, 1)[: q_thw[axis]]
-        before, after = batch * prod(q_thw[:axis]), prod(q_thw[axis + 1 :]) * heads
-        if axis < len(tables) - 1:
-            # (before, size, after, head_dim) @ (size, head_dim, k_size): q stays where it lies
-            term = q.reshape(before, q_thw[axis], after, head_dim) @ rows
-        else:
-            # Heads lie inside the last axis, so (axis, head) is the batch of the product:
-            # (size * heads, before, head_dim) @ (size * heads, head_dim, k_size), q not copied
-            wide = rows.repeat_interleave(heads, dim=0) if heads > 1 else rows
-            moved = q.reshape(before, q_thw[axis] * heads, head_dim).transpose(0, 1)
-            term = torch.bmm(moved, wide).transpose(0, 1)
-        terms.append(term.reshape(batch, prod(q_thw), heads, k_thw[axis]))
+    for axis, pairs in enumerate(rows):
+        if pairs is not None:
+            # (B, Nq, heads, head_dim) -> (size, B, ..., heads, head_dim), the axis in front
+            cells = q.unflatten(1, tuple(q_thw)).movedim(1 + axis, 0)
+            # (size, n, head_dim) @ (size, head_dim, k_size), n being all but the axis
+            term = cells.flatten(1, -2) @ pairs.transpose(1, 2)
+            term = term.unflatten(1, cells.shape[1:-1]).movedim(0, 1 + axis)
+            terms.append(term.flatten(1, len(q_thw)))
     return terms

@@ -49,6 +49,9 @@ def attend_plain(
 ) -> Tensor:
     """``ops.attention`` by the definition, position terms included."""
     axes = [axis for axis, table in enumerate(tables) if table is not None]
-    window, seen = windows or (None, k_thw)
-    terms = rel_pos_terms(q[:, int(cls_token) :], tables, q_thw, seen, window)
+    rows = [
+        None if table is None else ops.axis_rows(table, *sizes)
+        for table, *sizes in zip(tables, q_thw, k_thw, *(windows or ()), strict=True)
+    ]
+    terms = rel_pos_terms(q[:, int(cls_token) :], rows, q_thw)
     return plain.attention(q, k, v, terms, axes, q_thw, k_thw, cls_token, add_q, windows)

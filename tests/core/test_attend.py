@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from mvitv2_core import MViTClassifier, MViTConfig, ops
-from mvitv2_core.fast import attention_chunked
+from mvitv2_core.fast import attention_chunked, terms_in_place
 from mvitv2_core.fast.attention_folded import HEAD_DIM_STEP, MAX_HEAD_DIM, key_cells
 from mvitv2_core.fast.memory import TensorCache
 from mvitv2_core.rel_pos import rel_pos_index, rel_pos_terms
@@ -138,12 +138,10 @@ def test_terms_do_not_depend_on_memory_layout() -> None:
     leaves, (tables, q_thw, k_thw, _) = tensors("clip", False)
     q = leaves[0]
     strided = q.detach().transpose(1, 2).contiguous().transpose(1, 2)
-    for a, b in zip(
-        rel_pos_terms(q, tables, q_thw, k_thw),
-        rel_pos_terms(strided, tables, q_thw, k_thw),
-        strict=True,
-    ):
-        assert torch.equal(a, b)
+    rows = [ops.axis_rows(*axis) for axis in zip(tables, q_thw, k_thw, strict=True)]
+    for form in (rel_pos_terms, terms_in_place.rel_pos_terms):
+        for a, b in zip(form(q, rows, q_thw), form(strided, rows, q_thw), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_cache_is_bounded_and_safe() -> None:

@@ -12,11 +12,10 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mvitv2_core import MViT, MViTConfig
+from mvitv2_core import MViT, MViTConfig, ops
 from mvitv2_core.block import Mlp
-from mvitv2_core.fast import attention_chunked
+from mvitv2_core.fast import attention_chunked, terms_in_place
 from mvitv2_core.fast.window_chunks import window_chunks
-from mvitv2_core.rel_pos import rel_pos_terms
 from tests.forms import forced
 
 
@@ -89,7 +88,9 @@ def test_position_rows_serve_all_windows() -> None:
     q = torch.empty(4, prod(grid), 1, 96, device="meta")
     tables = [torch.empty(111, 96, device="meta") for _ in grid]
     with Watch() as watch:
-        rel_pos_terms(q, tables, grid, kv, window)
+        axes = zip(tables, grid, kv, window, kv, strict=True)
+        rows = [ops.axis_rows(*axis) for axis in axes]
+        terms_in_place.rel_pos_terms(q, rows, grid)
     of_images, of_windows = 4 * 280 * 14 * 96, 4 * 25 * 56 * 14 * 96
     terms = q.shape[0] * prod(grid) * kv[0]
     assert of_images < watch.largest <= max(of_images, terms) < of_windows
