@@ -16,10 +16,8 @@ NormLayer = Callable[[int], nn.Module]
 class MultiScaleAttention(nn.Module):
     """Attention whose q, k and v are pooled over the grid, all to all or inside windows.
 
-    Args:
-        spec: shapes of the block.
-        config: what all blocks share.
-        norm_layer: makes the norms of pooled q, k and v from their number of channels.
+    ``spec`` has the shapes, ``config`` what all blocks share; ``norm_layer`` makes the norms of
+    pooled q, k and v.
     """
 
     def __init__(self, spec: BlockSpec, config: MViTConfig, norm_layer: NormLayer) -> None:
@@ -30,10 +28,8 @@ class MultiScaleAttention(nn.Module):
         self.qkv = nn.Linear(spec.dim, 3 * spec.dim_att, bias=config.qkv_bias)
         self.proj = nn.Linear(spec.dim_att, spec.dim_att)
         self.proj_drop = nn.Dropout(config.dropout)
-        for name in ("q", "k", "v"):
-            kernel, stride = spec.kernel_kv, spec.stride_kv
-            if name == "q":
-                kernel, stride = spec.kernel_q, spec.stride_q
+        kv = (spec.kernel_kv, spec.stride_kv)
+        for name, kernel, stride in (("q", spec.kernel_q, spec.stride_q), ("k", *kv), ("v", *kv)):
             pool = norm = None
             # A pool of one cell with stride 1 counts as none and has no norm either, as upstream.
             if kernel is not None and max(*kernel, *stride) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,10 +15,9 @@ ActLayer = Callable[[], nn.Module]
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drops a residual branch of whole samples and scales the rest.
+    """Stochastic depth: in training drops a branch of whole samples and scales the others.
 
-    Args:
-        rate: probability of dropping, in [0, 1).
+    ``rate`` is the probability of dropping, in [0, 1).
     """
 
     def __init__(self, rate: float) -> None:
@@ -34,13 +34,7 @@ class DropPath(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linears with an activation between, and dropout after each.
-
-    Args:
-        dim, hidden, dim_out: widths.
-        act_layer: makes the activation.
-        dropout: probability of dropping.
-    """
+    """Two linears, ``dim`` to ``hidden`` to ``dim_out``, with an activation between; dropout."""
 
     def __init__(
         self, dim: int, hidden: int, dim_out: int, act_layer: ActLayer, dropout: float
@@ -59,10 +53,7 @@ class Mlp(nn.Module):
 class MultiScaleBlock(nn.Module):
     """Pooling attention and MLP (PySlowFast's attention.py).
 
-    Args:
-        spec: shapes of the block.
-        config: what all blocks share.
-        norm_layer, act_layer: makers of the norms and of the MLP's activation.
+    ``spec`` has the shapes, ``config`` what all blocks share; the layers are made by the makers.
     """
 
     def __init__(
@@ -78,17 +69,17 @@ class MultiScaleBlock(nn.Module):
         self.norm2 = ops.make_norm(norm_layer, spec.dim_att)
         hidden = int(spec.dim_att * config.mlp_ratio)
         self.mlp = Mlp(spec.dim_att, hidden, spec.dim_out, act_layer, config.dropout)
-        self.proj = nn.Linear(spec.dim, spec.dim_out) if spec.dim != spec.dim_out else None
+        self.proj: Any = nn.Linear(spec.dim, spec.dim_out) if spec.dim != spec.dim_out else None
 
     def forward(self, x: Tensor, thw: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         """(B, N, dim) tokens on grid ``thw`` -> (B, N', dim_out) and their grid."""
         y = self.norm1(x)
         out, q_thw = self.attn(y, thw)
-        if self.widens_in_attention and self.proj is not None:
+        if self.widens_in_attention:
             x = self.proj(y)
         x = ops.max_pool_skip(x, thw, self.stride_q, self.cls_token) + self.drop_path(out)
         y = self.norm2(x)
         out = self.mlp(y)
-        if self.widens_in_mlp and self.proj is not None:
+        if self.widens_in_mlp:
             x = self.proj(y)
         return x + self.drop_path(out), q_thw

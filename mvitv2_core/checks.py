@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 
 def refuse(name: str, allowed: str, value: object, error: type[Exception] = ValueError) -> NoReturn:
@@ -17,14 +17,9 @@ def is_whole(value: object, least: int | None = None) -> bool:
     return whole and (least is None or value >= least)  # type: ignore[operator]
 
 
-def check_positive(name: str, value: object) -> None:
-    if not is_whole(value, 1):
-        refuse(name, "a positive whole number", value)
-
-
-def check_count(name: str, value: object) -> None:
-    if not is_whole(value, 0):
-        refuse(name, "0 or positive, a whole number", value)
+def check_whole(name: str, value: object, least: Literal[0, 1] = 1) -> None:
+    if not is_whole(value, least):
+        refuse(name, ("0 or positive, a whole number", "a positive whole number")[least], value)
 
 
 def check_sizes(name: str, sizes: object, rank: int | None = None, least: int = 1) -> None:

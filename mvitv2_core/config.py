@@ -7,16 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from .checks import (
-    check_count,
-    check_flag,
-    check_positive,
-    check_rate,
-    check_scale,
-    check_sizes,
-    refuse,
-)
-from .rows import VARIANTS, BlockRow, published
+from .checks import check_flag, check_rate, check_scale, check_sizes, check_whole, refuse
+from .rows import BlockRow, published
 
 AbsPos = Literal["none", "joint", "separate"]
 
@@ -55,12 +47,11 @@ class BlockSpec:
 
     def __post_init__(self) -> None:
         for name in ("dim", "dim_att", "dim_out", "num_heads"):
-            check_positive(name, getattr(self, name))
+            check_whole(name, getattr(self, name))
         check_sizes("thw", self.thw)
-        for name in ("stride_q", "stride_kv"):
-            check_sizes(name, getattr(self, name), len(self.thw))
-        for name, stride in (("q", self.stride_q), ("kv", self.stride_kv)):
-            kernel = getattr(self, f"kernel_{name}")
+        for name in ("q", "kv"):
+            stride, kernel = getattr(self, f"stride_{name}"), getattr(self, f"kernel_{name}")
+            check_sizes(f"stride_{name}", stride, len(self.thw))
             if kernel is not None:
                 check_sizes(f"kernel_{name}", kernel, len(self.thw))
             elif max(stride) > 1:
@@ -75,7 +66,7 @@ class BlockSpec:
         if not all(s == 1 or s % 2 == 0 for s in self.stride_q):
             refuse("stride_q", "1 or even on every axis", self.stride_q)
         check_rate("drop_path", self.drop_path)
-        check_count("window_size", self.window_size)
+        check_whole("window_size", self.window_size, 0)
         # Or windows of q and of kv would not cover the same tokens, nor always be equally many.
         if self.window_size and any(self.window_size % s for s in self.stride_q + self.stride_kv):
             strides = f"stride_q={self.stride_q} and stride_kv={self.stride_kv}"
@@ -144,9 +135,7 @@ def lay_out(
 
 @dataclass(frozen=True)
 class MViTConfig:
-    """Everything that shapes the weights and the arithmetic of an MViTv2.
-
-    Raises ValueError for ranks, widths or probabilities that do not fit together.
+    """Everything that shapes an MViTv2; raises ValueError for parts that do not fit together.
 
     Args:
         blocks: one spec per block, in order.
@@ -215,7 +204,7 @@ class MViTConfig:
             check_flag("rel_pos of each axis", used)
         for check, names in (
             (check_flag, "qkv_bias cls_token rel_pos_zero_init residual_pooling mean_pooling"),
-            (check_positive, "in_chans num_classes"),
+            (check_whole, "in_chans num_classes"),
             (check_scale, "mlp_ratio head_init_scale"),
             (check_rate, "dropout head_dropout"),
         ):
@@ -223,10 +212,9 @@ class MViTConfig:
                 check(name, getattr(self, name))
         if int(min(block.dim_att for block in blocks) * self.mlp_ratio) < 1:
             refuse("mlp_ratio", "so large that it leaves a hidden width", self.mlp_ratio)
-        if self.abs_pos not in ("none", "joint", "separate"):
-            refuse("abs_pos", "none, joint or separate", self.abs_pos)
-        if self.abs_pos == "separate" and rank != 3:
-            refuse("abs_pos", f"none or joint on a grid of {rank} axes", self.abs_pos)
+        allowed = ("none", "joint", "separate")[: 3 if rank == 3 else 2]
+        if self.abs_pos not in allowed:
+            refuse("abs_pos", f"{' or '.join(allowed)} on a grid of {rank} axes", self.abs_pos)
         if self.abs_pos_thw is not None and self.abs_pos != "none":
             check_sizes("abs_pos_thw", self.abs_pos_thw, rank)
         check_flag("abs_pos_cls_row", self.has_cls_row)
@@ -244,10 +232,6 @@ class MViTConfig:
     def axes(self) -> str:
         """Names of the grid's axes, as the position tables are called: "hw" or "thw"."""
         return "thw"[3 - self.rank :]
-
-    @property
-    def embed_dim(self) -> int:
-        return self.blocks[0].dim
 
     @property
     def has_cls_row(self) -> bool:
@@ -278,10 +262,6 @@ class MViTConfig:
             drop_path_rate: of the last block; rises linearly from 0.
             overrides: other fields of ``MViTConfig``.
         """
-        unknown = sorted(set(overrides) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise TypeError(f"{', '.join(unknown)}: no such field of MViTConfig")
-        rows, thw, fields = published(name, input_size, kv_stride, dim_mul_in_att)
-        embed_dim = VARIANTS[name].embed_dim
-        blocks = lay_out(rows, embed_dim, thw, drop_path_rate, dim_mul_in_att)
+        layout, fields = published(name, input_size, kv_stride, dim_mul_in_att)
+        blocks = lay_out(*layout, drop_path_rate, dim_mul_in_att)
         return cls(**{"blocks": blocks, **fields, **overrides})

@@ -124,7 +124,7 @@ def trunk_cost(config: MViTConfig, input_size: Sequence[int] | None = None) -> l
     Raises:
         ValueError: ``input_size`` has the wrong number of axes.
     """
-    kernel, dim = config.patch_kernel, config.embed_dim
+    kernel, dim = config.patch_kernel, config.blocks[0].dim
     sizes = tuple(config.input_size if input_size is None else input_size)[-len(kernel) :]
     if input_size is not None and len(input_size) != len(kernel):
         raise ValueError(f"input_size must hold {len(kernel)} sizes, got {tuple(input_size)}")

@@ -18,7 +18,7 @@ from .checks import check_flag, check_maker, refuse
 from .config import MViTConfig
 from .plain import join_cls_token, split_cls_token
 
-Stage = tuple[Tensor, tuple[int, ...]]
+Tokens = tuple[Tensor, tuple[int, ...]]  # (B, N, dim) and their grid
 LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
 
 
@@ -32,21 +32,14 @@ class PatchEmbed(nn.Module):
         # Kernels that reach no pixel but padding would make tokens of nothing.
         self.least = tuple(max(k - 2 * p, 1) for k, p in zip(kernel, padding, strict=True))
         convolution = ops.CONVOLUTIONS[self.patch_rank - 1]
-        self.proj = convolution(config.in_chans, config.embed_dim, kernel, stride, padding)
+        self.proj = convolution(config.in_chans, config.blocks[0].dim, kernel, stride, padding)
 
-    def forward(self, x: Tensor) -> Stage:
+    def forward(self, x: Tensor) -> Tokens:
         """(B, C, *spatial) -> (B, N, embed_dim) tokens and their grid."""
-        shape, axes = tuple(x.shape), ", ".join("THW"[3 - self.patch_rank :])
-        if x.ndim != self.patch_rank + 2:
-            raise ValueError(
-                f"input must have {self.patch_rank + 2} dimensions (B, C, {axes}), got {shape}"
-            )
-        if x.shape[1] != self.proj.in_channels:
-            raise ValueError(
-                f"input must have in_chans={self.proj.in_channels} channels, got {shape}"
-            )
-        if any(n < least for n, least in zip(x.shape[2:], self.least, strict=True)):
-            raise ValueError(f"input must be at least {self.least} pixels, got {shape}")
+        fits = x.ndim == self.patch_rank + 2 and x.shape[1] == self.proj.in_channels
+        if not fits or any(n < least for n, least in zip(x.shape[2:], self.least, strict=True)):
+            shape = f"(B, {self.proj.in_channels}, {', '.join('THW'[3 - self.patch_rank :])})"
+            refuse("input", f"{shape} of at least {self.least} pixels", tuple(x.shape))
         x = self.proj(x)
         thw = (1,) * (self.rank - self.patch_rank) + tuple(x.shape[2:])
         # (B, embed_dim, *grid) -> (B, N, embed_dim)
@@ -109,7 +102,7 @@ class MViT(nn.Module):
             ("pos_embed_temporal", separate and self.abs_pos_thw[0]),
             ("pos_embed_class", separate and config.has_cls_row),
         ):
-            table = nn.Parameter(torch.zeros(1, int(rows), config.embed_dim))
+            table = nn.Parameter(torch.zeros(1, int(rows), config.blocks[0].dim))
             nn.init.trunc_normal_(table, std=0.02)
             self.register_parameter(name, table if rows else None)
 
@@ -127,21 +120,18 @@ class MViT(nn.Module):
             nn.init.constant_(module.weight, 1.0)
             nn.init.constant_(module.bias, 0.02)
 
-    def forward(self, x: Tensor) -> list[Stage]:
+    def forward(self, x: Tensor) -> list[Tokens]:
         """(B, C, *spatial) -> tokens (B, N, dim) and grid of each stage's last block."""
         x, thw = self.embed(x)
         recompute = self.act_checkpoint and self.training and torch.is_grad_enabled()
         ends, stages = self.config.stage_ends, []
         for index, block in enumerate(self.blocks):
-            if recompute:
-                x, thw = checkpoint(block, x, thw, use_reentrant=False)
-            else:
-                x, thw = block(x, thw)
+            x, thw = checkpoint(block, x, thw, use_reentrant=False) if recompute else block(x, thw)
             if index in ends:
                 stages.append((x, thw))
         return stages
 
-    def embed(self, x: Tensor) -> Stage:
+    def embed(self, x: Tensor) -> Tokens:
         """(B, C, *spatial) -> (B, N, embed_dim) tokens with class token and absolute positions."""
         x, thw = self.patch_embed(x)
         if self.cls_token is not None:
@@ -161,9 +151,8 @@ class MViT(nn.Module):
             table = self.pos_embed_spatial[:, None] + self.pos_embed_temporal[:, :, None]
             row, table = self.pos_embed_class, table.flatten(1, 2)
             if row is not None:
-                # A product has gradient memory of its own. Without it, at batch 1 autograd gives
-                # this parameter and cls_token one and the same: what accumulates, clips or
-                # reduces gradients in place would act on both twice.
+                # A product has gradient memory of its own: at batch 1 autograd gives this parameter
+                # and cls_token one, and what changes gradients in place would act on it twice.
                 row = row * 1
         else:
             return None
@@ -219,7 +208,7 @@ class MViTClassifier(MViT):
         x, _ = self.tokens(x)
         return self.head(self.pool_tokens(x))
 
-    def tokens(self, x: Tensor) -> Stage:
+    def tokens(self, x: Tensor) -> Tokens:
         """(B, C, *spatial) -> the last block's (B, N, dim) tokens, before the norm, and grid."""
         return super().forward(x)[-1]  # of the last stage
 

@@ -113,9 +113,8 @@ def pool_heads(
 ) -> tuple[Sequence[Tensor], tuple[int, ...]]:
     """(B, N, heads, head_dim) each -> (B, N', heads, head_dim), pooled and normed, and the grid.
 
-    Args:
-        xs: q alone, or k and v, on grid ``thw``.
-        pools, norms: of each, modules, since hooks on them count; None for no pool and no norm.
+    ``xs`` is q alone, or k and v, on grid ``thw``; ``pools`` and ``norms`` are the modules of each,
+    since hooks on them count, or None for no pool and no norm.
     """
     if pools[0] is None:
         return xs, tuple(thw)

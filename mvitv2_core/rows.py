@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .checks import check_flag, check_positive, check_sizes, refuse
+from .checks import check_flag, check_sizes, check_whole, refuse
 
 
 class Variant(NamedTuple):
@@ -60,8 +60,8 @@ def stage_rows(
     if not isinstance(depths, Sequence) or isinstance(depths, str) or not depths:
         raise ValueError(f"depths must hold the blocks of each stage, got {depths!r}")
     for name, size in (*(("depths", n) for n in depths), ("num_heads", num_heads)):
-        check_positive(name, size)
-    check_positive("embed_dim", embed_dim)
+        check_whole(name, size)
+    check_whole("embed_dim", embed_dim)
     check_sizes("stride_kv", stride_kv)
     rank, starts = len(stride_kv), {sum(depths[:stage]) for stage in range(1, len(depths))}
     kernel, dim, rows = kernel or (3,) * rank, embed_dim, []
@@ -79,8 +79,8 @@ def published(
     input_size: tuple[int, ...],
     kv_stride: int | None = None,
     dim_mul_in_att: bool = True,
-) -> tuple[list[BlockRow], tuple[int, ...], dict[str, Any]]:
-    """A published size: its rows, its token grid, and the fields of ``MViTConfig`` beside.
+) -> tuple[tuple[list[BlockRow], int, tuple[int, ...]], dict[str, Any]]:
+    """A published size: rows, width and token grid for ``lay_out``, and the config's other fields.
 
     Args:
         name: a key of ``VARIANTS``.
@@ -105,7 +105,7 @@ def published(
         refuse("input_size", f"at least {stride}", input_size)
     if kv_stride is None:
         kv_stride = 8 if rank == 3 else 4
-    check_positive("kv_stride", kv_stride)
+    check_whole("kv_stride", kv_stride)
     check_flag("dim_mul_in_att", dim_mul_in_att)
     stride_kv = (1, kv_stride, kv_stride)[-rank:]
     rows = stage_rows(*VARIANTS[name], stride_kv, dim_mul_in_att=dim_mul_in_att)
@@ -117,4 +117,4 @@ def published(
         "rel_pos": (True,) * rank,
         "cls_token": rank == 3,
     }
-    return rows, thw, fields
+    return (rows, VARIANTS[name].embed_dim, thw), fields

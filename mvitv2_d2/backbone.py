@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mvitv2_core import MViT as Trunk
 from mvitv2_core import MViTConfig
-from mvitv2_core.checks import check_flag, check_positive, check_sizes, is_whole
+from mvitv2_core.checks import check_flag, check_sizes, check_whole, is_whole
 from mvitv2_core.config import lay_out
 
 from .checkpoint import install
@@ -99,7 +99,7 @@ class MViT(Trunk, Backbone):
         ends = check_ends(last_block_indexes, depth)
         features = check_features(out_features, len(ends))
         for name, value in (("pretrain_img_size", pretrain_img_size), ("embed_dim", embed_dim)):
-            check_positive(name, value)
+            check_whole(name, value)
         patch = as_tuple("patch_kernel", patch_kernel)
         for name, sizes in (("img_size", size), ("patch_kernel", patch), ("patch_stride", stride)):
             check_sizes(name, sizes, 2)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from mvitv2_core.checks import (
-    check_count,
     check_flag,
-    check_positive,
     check_rate,
     check_scale,
+    check_whole,
     is_whole,
 )
 from mvitv2_core.rows import VARIANTS
@@ -52,10 +52,10 @@ def add_mvitv2_config(cfg: Any) -> None:
 
 
 # What each value must be, by itself; ``MViT`` checks what they must be together.
-CHECKS = {
-    "KV_STRIDE": check_positive,
-    "WINDOW_SIZE": check_count,
-    "PRETRAIN_IMG_SIZE": check_positive,
+CHECKS: dict[str, Callable[..., None]] = {
+    "KV_STRIDE": check_whole,
+    "WINDOW_SIZE": partial(check_whole, least=0),
+    "PRETRAIN_IMG_SIZE": check_whole,
     "MLP_RATIO": check_scale,
     "NORM_EPS": check_scale,
     "DROP_PATH_RATE": check_rate,
@@ -100,7 +100,7 @@ def backbone_kwargs(cfg: Any) -> dict[str, Any]:
             raise ValueError(f"{', '.join(missing)} must be given where VARIANT is empty")
         depths, embed_dim, num_heads = node.DEPTHS, node.EMBED_DIM, node.NUM_HEADS
         for key in ("EMBED_DIM", "NUM_HEADS"):
-            check_positive(f"MODEL.MVITV2.{key}", parts[key])
+            check_whole(f"MODEL.MVITV2.{key}", parts[key])
     if not isinstance(depths, (list, tuple)) or not all(is_whole(n) and n > 0 for n in depths):
         raise ValueError(f"MODEL.MVITV2.DEPTHS must be positive whole numbers, got {depths!r}")
     if len(depths) > 4:

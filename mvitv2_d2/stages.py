@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
-from mvitv2_core.checks import check_count, check_positive, is_whole
+from mvitv2_core.checks import check_whole, is_whole
 from mvitv2_core.rows import BlockRow, stage_rows
 
 SCALES = ("scale2", "scale3", "scale4", "scale5")
@@ -20,7 +20,7 @@ def as_tuple(name: str, values: object) -> tuple:
 
 def check_ends(last_block_indexes: Sequence[int], depth: int) -> tuple[int, ...]:
     """``last_block_indexes`` as a tuple; ValueError where it does not fit ``depth``."""
-    check_positive("depth", depth)
+    check_whole("depth", depth)
     ends = as_tuple("last_block_indexes", last_block_indexes)
     rising = all(map(is_whole, ends)) and all(a < b for a, b in itertools.pairwise(ends))
     if not 1 <= len(ends) <= len(SCALES) or not rising or ends[0] < 0 or ends[-1] != depth - 1:
@@ -60,8 +60,8 @@ def layout_rows(
         kv_stride, window_size: of the first stage; halved from stage to stage.
         dim_mul_in_att: whether widths grow in attention, or in the MLP of the block before.
     """
-    check_positive("adaptive_kv_stride", kv_stride)
-    check_count("adaptive_window_size", window_size)
+    check_whole("adaptive_kv_stride", kv_stride)
+    check_whole("adaptive_window_size", window_size, 0)
     depths = [end - before for before, end in itertools.pairwise((-1, *ends))]
     stride_kv = (kv_stride, kv_stride)
     rows = stage_rows(depths, embed_dim, num_heads, stride_kv, kernel, dim_mul_in_att)

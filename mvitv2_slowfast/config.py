@@ -6,12 +6,13 @@ video_model_builder.py) writes ``POOL_KV_STRIDE`` back; nothing here does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from mvitv2_core.checks import check_flag, check_positive, check_rate, check_scale, check_sizes
+from mvitv2_core.checks import check_flag, check_rate, check_scale, check_sizes, check_whole
 from mvitv2_core.config import AbsPos, MViTConfig, lay_out
 from mvitv2_core.rows import BlockRow
 
@@ -38,9 +39,9 @@ HONOURED = frozenset([
 ])
 # fmt: on
 # What each value must be by itself, by node.
-CHECKS = {
+CHECKS: dict[str, dict[str, Callable[..., None]]] = {
     "MVIT": {
-        **dict.fromkeys(("DEPTH", "EMBED_DIM", "NUM_HEADS"), check_positive),
+        **dict.fromkeys(("DEPTH", "EMBED_DIM", "NUM_HEADS"), check_whole),
         **dict.fromkeys(("MLP_RATIO", "HEAD_INIT_SCALE"), check_scale),
         **dict.fromkeys(("DROPOUT_RATE", "DROPPATH_RATE"), check_rate),
         **dict.fromkeys(
@@ -52,9 +53,9 @@ CHECKS = {
             check_flag,
         ),
     },
-    "DATA": {"NUM_FRAMES": check_positive, "TRAIN_CROP_SIZE": check_positive},
+    "DATA": {"NUM_FRAMES": check_whole, "TRAIN_CROP_SIZE": check_whole},
     "MODEL": {
-        "NUM_CLASSES": check_positive,
+        "NUM_CLASSES": check_whole,
         "DROPOUT_RATE": check_rate,
         "ACT_CHECKPOINT": check_flag,
     },
@@ -195,7 +196,7 @@ def _check_keys(cfg: Any) -> None:
     channels = cfg.DATA.INPUT_CHANNEL_NUM
     if not isinstance(channels, (list, tuple)) or not channels:
         raise ValueError(f"DATA.INPUT_CHANNEL_NUM must hold a number per pathway, got {channels!r}")
-    check_positive("DATA.INPUT_CHANNEL_NUM[0]", channels[0])
+    check_whole("DATA.INPUT_CHANNEL_NUM[0]", channels[0])
     refused = (
         ("MASK", "ENABLE", False),  # pre-training needs MaskMViT; fine-tuning does not set it
         ("MODEL", "DETACH_FINAL_FC", False),
