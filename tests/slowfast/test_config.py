@@ -99,7 +99,7 @@ ACTS = {
     "DIM_MUL_IN_ATT": (False, lambda c: c.blocks[0].dim_out),
     "DROPOUT_RATE": (0.1, lambda c: c.dropout),
     "DROPPATH_RATE": (0.3, lambda c: c.blocks[-1].drop_path),
-    "EMBED_DIM": (32, lambda c: c.embed_dim),
+    "EMBED_DIM": (32, lambda c: c.blocks[0].dim),
     "HEAD_INIT_SCALE": (0.5, lambda c: c.head_init_scale),
     "HEAD_MUL": ([[1, 2.0]], lambda c: c.blocks[-1].num_heads),
     "MLP_RATIO": (3.0, lambda c: c.mlp_ratio),
