@@ -3,6 +3,8 @@
 #                   (PYSLOWFAST_ROOT=/path/to/SlowFast, a checkout of its repository)
 # make bench   set up, measure ours against every installed peer (BENCH="--scaling", ...;
 #              PySlowFast's own MViT too with PYSLOWFAST_ROOT=/path/to/SlowFast)
+# make figures set up, make the documents' tables and pictures from the results kept by
+#              make bench BENCH="--keep cpu"
 # make test    set up, run the tests
 # make soak    set up, run the long fault-injection runs (SOAK="-k sizes" for some of them)
 # make lint    set up, run ruff and mypy
@@ -34,7 +36,7 @@ else
 READY := $(BIN)/python
 endif
 
-.PHONY: demo demo-video bench test soak lint setup setup-video clean
+.PHONY: demo demo-video bench figures test soak lint setup setup-video clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -43,6 +45,9 @@ demo: $(READY)
 # Without detectron2: the video path does not need it.
 demo-video: setup-video
 	$(BIN)/python -m projects.video.demo $(DEMO)
+
+figures: $(READY)
+	$(BIN)/python -m projects.benchmark.figures
 
 bench: $(READY)
 	$(BIN)/python projects/benchmark/bench.py $(BENCH)

@@ -5,8 +5,9 @@
     python projects/benchmark/bench.py --scaling             # time and memory against size
     python projects/benchmark/bench.py --profile --cases detection-1024   # where the time goes
 
-Peers take turns in one process for time, so that drift of the machine hits all alike; each gets a
-process of its own for peak memory. Quote the ratios: absolute times differ from run to run.
+Peers take turns in one process for time, so that drift of the machine hits all alike, and every run
+is a process of its own; each gets another for peak memory. Quote the ratios, and their range:
+absolute times differ from run to run.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from projects.benchmark import work
-from projects.benchmark.cases import CASES, CHECKPOINTING, TARGETS, Case, builders
-from projects.benchmark.report import write, write_profile
+from projects.benchmark.cases import CASES, CHECKPOINTING, COMPILED, TARGETS, Case, builders
+from projects.benchmark.report import RESULTS, save_texts, write, write_profile
 
 SIDES, FRAMES = (512, 1024, 2048), (8, 16, 32)
 SLOW = 10.0  # seconds; of slower steps in a sweep, the one that measures memory is the time too
@@ -73,7 +74,6 @@ def spawn(job: Job, task: str, who: list[str], args: Namespace) -> Any:
     command.append(";".join(who))
     for name in ("device", "dtype", "threads", "repeats", "warmup"):
         command += [f"--{name}", str(getattr(args, name))]
-    command += ["--compile"] * args.compile
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
     limit = args.timeout * len(who)
     try:
@@ -98,16 +98,15 @@ def measure(job: Job, args: Namespace, rate: float) -> list[dict]:
     facts |= {"windows": case.windows, "mode": mode, "flops": case.flops(mode)}
     facts |= {"limit": case.flops(mode) / rate, "matrix_mib": case.matrix_mib()}
     who = [n for n in builders(case)[0] if mode == "training" or n != CHECKPOINTING]
+    if args.compile:
+        who += [name + COMPILED for name in who if name != CHECKPOINTING]
     memory = {name: spawn(job, "memory", [name], args) for name in who}
     alive = [name for name in who if "error" not in memory[name]]
     slow = args.scaling and any(memory[name]["seconds"] > SLOW for name in alive)
     if slow or not case.windows:  # without windows, minutes a step: and memory is what matters
         times = {name: [memory[name]["seconds"]] for name in alive}
     else:
-        times = spawn(job, "time", alive, args) if alive else {}
-    if "error" in times:  # one may have failed beside the others
-        times = {name: spawn(job, "time", [name], args) for name in alive}
-        times = {name: t.get(name, t) for name, t in times.items()}
+        times = time_runs(job, alive, args)
     rows = []
     for name in who:
         row = {**facts, "who": name, "peak_mib": memory[name].get("peak_mib")}
@@ -116,8 +115,25 @@ def measure(job: Job, args: Namespace, rate: float) -> list[dict]:
             rows.append({**row, "error": result["error"]})
             continue
         row |= {"median": statistics.median(result), "min": min(result), "max": max(result)}
-        rows.append({**row, "repeats": len(result)})
+        rows.append({**row, "runs": result})
     return rows
+
+
+def time_runs(job: Job, who: list[str], args: Namespace) -> dict[str, Any]:
+    """{name: median seconds of each run, or {"error": text}}; every run is a process of its own."""
+    runs: dict[str, Any] = {name: [] for name in who}
+    for _ in range(args.runs):
+        alive = [name for name in who if isinstance(runs[name], list)]
+        found = spawn(job, "time", alive, args) if alive else {}
+        if "error" in found:  # one may have failed beside the others
+            found = {name: spawn(job, "time", [name], args) for name in alive}
+            found = {name: times.get(name, times) for name, times in found.items()}
+        for name, times in found.items():
+            if isinstance(times, dict):
+                runs[name] = times
+            else:
+                runs[name].append(statistics.median(times))
+    return runs
 
 
 def profile(job: Job, args: Namespace, rate: float) -> list[dict]:
@@ -146,7 +162,7 @@ def machine(args: Namespace) -> dict[str, str | int]:
             facts[package] = version(package)
         except PackageNotFoundError:
             continue
-    return facts | {"dtype": args.dtype, "compile": args.compile, "repeats": args.repeats}
+    return facts | {"dtype": args.dtype, "runs": args.runs, "repeats": args.repeats}
 
 
 def arguments() -> Namespace:
@@ -166,16 +182,18 @@ def arguments() -> Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="fp32", choices=work.DTYPES, help="autocast dtype")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, help="default 5, in a sweep 2")
+    parser.add_argument("--runs", type=int, help="processes for time; default 5, in a sweep 1")
+    parser.add_argument("--repeats", type=int, help="timed steps of a run; default 3, in a sweep 2")
     parser.add_argument("--warmup", type=int, help="default 2, in a sweep 1")
     parser.add_argument("--timeout", type=float, default=180.0, help="seconds a measurement")
-    parser.add_argument("--compile", action="store_true", help="torch.compile ours and peers")
+    parser.add_argument("--compile", action="store_true", help="ours and peers compiled, too")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"))
+    parser.add_argument("--keep", help="name under which `make figures` finds the results")
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.scaling and args.size:
         parser.error("--size does not go with --scaling: see --sides and --frames")
-    for name, whole, sweep in (("repeats", 5, 2), ("warmup", 2, 1)):
+    for name, whole, sweep in (("runs", 5, 1), ("repeats", 3, 2), ("warmup", 2, 1)):
         if getattr(args, name) is None:
             setattr(args, name, sweep if args.scaling else whole)
     return args
@@ -229,6 +247,9 @@ def main() -> None:
             rows += measure(job, args, rate)
             text = write(rows, facts, missing, args.out, args.scaling)
     print(f"\n{text}\nwritten to {args.out}")
+    if args.keep:
+        save_texts(RESULTS, {f"{args.keep}.json": (args.out / "results.json").read_text()})
+        print(f"kept as {RESULTS / args.keep}.json")
 
 
 if __name__ == "__main__":

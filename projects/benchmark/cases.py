@@ -20,6 +20,7 @@ DETECTION = {
 }
 TIMM = {"T": "mvitv2_tiny", "S": "mvitv2_small", "B": "mvitv2_base"}
 CHECKPOINTING = "ours, checkpointing"
+COMPILED = ", compiled"  # behind a name: the same model through torch.compile
 Build = Callable[[], nn.Module]
 
 

@@ -15,7 +15,7 @@ MODELS |= {"timm": "#d08a2e", "torchvision": "#d08a2e", "PySlowFast": "#9a5a9a"}
 LIMIT = "matmul limit"
 
 
-def draw_speed(rows: list[dict], named: str, path: Path) -> None:
+def draw_speed(rows: list[dict], named: str, path: Path, source: str | None = None) -> None:
     """Bars: how much faster ours is than each peer, per case and mode; marks: at the limit."""
     bars = [r for r in rows if r.get("speed_of_ours") and not r["who"].startswith("ours")]
     if not bars:
@@ -24,24 +24,33 @@ def draw_speed(rows: list[dict], named: str, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 0.45 * len(bars) + 1.6))
     labels = [f"{r['case']}\nagainst {r['who']}" for r in bars]
     speeds = [r["speed_of_ours"] for r in bars]
-    axes.barh(range(len(bars)), speeds, color=[COLOURS[r["mode"]] for r in bars])
-    for index, speed in enumerate(speeds):
-        axes.text(speed + 0.03, index, f"{speed:.2f}x", va="center", fontsize=8)
+    below = [r["speed_of_ours"] - r["speed_range"][0] for r in bars]
+    above = [r["speed_range"][1] - r["speed_of_ours"] for r in bars]
+    axes.barh(
+        range(len(bars)),
+        speeds,
+        color=[COLOURS[r["mode"]] for r in bars],
+        xerr=[below, above],
+        error_kw={"linewidth": 1, "ecolor": "#555555", "capsize": 2},
+    )
+    for index, row in enumerate(bars):
+        speed, high = row["speed_of_ours"], row["speed_range"][1]
+        axes.text(high + 0.03, index, f"{speed:.2f}x", va="center", fontsize=8)
     limits = [r["over_limit"] for r in bars]  # what a model as fast as the limit would reach
     axes.scatter(limits, range(len(bars)), marker="|", s=160, color="black", zorder=3)
     axes.set_yticks(range(len(bars)), labels, fontsize=7)
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.invert_yaxis()
-    axes.set_xlabel("speed over the peer's (peer's median time / ours)")
+    axes.set_xlabel("speed over the peer's (peer's time / ours): median and range over the runs")
     handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in COLOURS.values()]
     handles.append(plt.Line2D([], [], color="black", marker="|", markersize=11, linestyle=""))
-    axes.set_xlim(0, 1.12 * max(1.0, *speeds, *limits))
+    axes.set_xlim(0, 1.12 * max(1.0, *(row["speed_range"][1] for row in bars), *limits))
     names = [*COLOURS, f"{LIMIT}: its FLOPs as one big product"]
     axes.legend(handles, names, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(fill(named, 110), fontsize=5.5, y=0.995)
     figure.tight_layout()
-    save(figure, path)
+    save(figure, path, source)
 
 
 def draw_scaling(rows: list[dict], named: str, path: Path) -> None:
@@ -90,8 +99,8 @@ def pyplot() -> Any:
     return plt
 
 
-def save(figure: Any, path: Path) -> None:
-    """Write a PNG in one step."""
+def save(figure: Any, path: Path, source: str | None = None) -> None:
+    """Write a PNG in one step; ``source`` says in it what it was made from."""
     with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+        figure.savefig(temporary, dpi=150, format="png", metadata={"Source": source})
     pyplot().close(figure)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from projects.benchmark.cases import Case, builders
+from projects.benchmark.cases import COMPILED, Case, builders
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Seconds that all peers' steps take together from which on one warm-up does.
@@ -54,7 +54,7 @@ def step(model: nn.Module, clip: Tensor, mode: str, dtype: torch.dtype | None) -
 
 def prepare(case: Case, who: str, mode: str, args: argparse.Namespace) -> nn.Module:
     """The model on its device; training mode without randomness that only some peers have."""
-    model = builders(case)[0][who]().to(args.device)
+    model = builders(case)[0][who.removesuffix(COMPILED)]().to(args.device)
     model.train(mode == "training")
     for module in model.modules():  # peers drop paths in different places
         if isinstance(module, nn.Dropout) or type(module).__name__ in (
@@ -62,7 +62,7 @@ def prepare(case: Case, who: str, mode: str, args: argparse.Namespace) -> nn.Mod
             "StochasticDepth",
         ):
             module.eval()
-    return torch.compile(model) if args.compile else model
+    return torch.compile(model) if who.endswith(COMPILED) else model
 
 
 def time_case(

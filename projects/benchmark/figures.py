@@ -1,0 +1,112 @@
+"""The figures of the documents, made from the results under ``projects/benchmark/results``.
+
+    python -m projects.benchmark.figures            # writes tables and pictures
+    python -m projects.benchmark.figures --check    # exit code 1 where a document has others
+
+A table stands in a document between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from mvitv2_core.checkpoint.files import whole_file
+from projects.benchmark.plots import draw_speed
+from projects.benchmark.report import RESULTS, layout, speed_text
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = ("README.md", "projects/benchmark/README.md", "docs/*.md")
+BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
+SPEED_PICTURE = ROOT / "docs/images/benchmark_speed.png"
+
+
+def kept(name: str) -> dict:
+    """The results kept under ``name``: machine, notes and rows."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def measured_on(facts: dict) -> str:
+    """One line: how often and on what."""
+    named = ", ".join(f"{key} {value}" for key, value in facts.items())
+    return f"Measured by this project: medians and ranges over separate runs; {named}.\n"
+
+
+def speed(full: bool) -> str:
+    """A line for each case and peer: speed and memory, in inference and in training."""
+    results = kept("cpu")
+    rows = {(r["case"], r["who"], r["mode"]): r for r in results["rows"]}
+    lines = [["case", "against", "inference: speed, memory", "training: speed, memory"]]
+    for case, who in dict.fromkeys((r["case"], r["who"]) for r in results["rows"]):
+        if who == "ours":
+            continue
+        line = [case, who]
+        for mode in ("inference", "training"):
+            row = rows.get((case, who, mode))
+            line.append(speed_cell(row, rows[case, "ours", mode], full) if row else "")
+        lines.append(line)
+    return f"{layout(lines, markdown=True)}\n{measured_on(results['machine'])}"
+
+
+def speed_cell(row: dict, ours: dict, full: bool) -> str:
+    """Speed over a peer, our memory over its and, where asked, the distance of both to the limit.
+
+    A row of our own (with checkpointing, compiled) says what it is against ours as it comes.
+    """
+    if "error" in row:
+        return row["error"]
+    memory = f"{row['memory_of_ours']:.2f}x" if "memory_of_ours" in row else "not measured"
+    text = f"{speed_text(row)}, {memory}"
+    if full:
+        text += f", {ours['over_limit']:.2f}x ({row['over_limit']:.2f}x) over the limit"
+    return text
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "speed": lambda: speed(full=False),
+    "speed_full": lambda: speed(full=True),
+}
+
+
+def with_figures(text: str) -> str:
+    """A document with its tables made anew."""
+    return BLOCK.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}{m[3]}", text)
+
+
+def source_of(name: str) -> str:
+    """What a picture says it was made from: the results' file and its sha256."""
+    return f"{name}.json {hashlib.sha256((RESULTS / f'{name}.json').read_bytes()).hexdigest()}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    args = parser.parse_args()
+    stale = []
+    for path in sorted(path for pattern in DOCUMENTS for path in ROOT.glob(pattern)):
+        text = path.read_text()
+        new = with_figures(text)
+        if new == text:
+            continue
+        stale.append(str(path.relative_to(ROOT)))
+        if not args.check:
+            with whole_file(path) as temporary:
+                Path(temporary).write_text(new)
+    if not args.check:
+        results = kept("cpu")
+        named = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
+        draw_speed(results["rows"], named, SPEED_PICTURE, source_of("cpu"))
+    print("\n".join(stale) or "nothing to change")
+    return int(args.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
