@@ -108,37 +108,33 @@ def read_file(path: str | os.PathLike[str]) -> tuple[str, Any]:
             f"one of the official names in MODEL_ZOO.md"
         )
     try:
+        if not os.path.getsize(file):
+            raise EOFError("the file is empty")
+        if suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return "safetensors", load_file(file)
         with open(file, "rb") as stream:
-            if not stream.read(1):
-                raise EOFError("the file is empty")
-            stream.seek(0)
-            if suffix == ".safetensors":
-                return "safetensors", _read_safetensors(file)
             # Private: what somebody writes to a tensor stays in memory.
             buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
             if suffix in PICKLES and buffer[:4] != b"PK\x03\x04":
                 return "pickle", read_pickle(stream, len(buffer))
             return "torch", read_torch(stream, buffer)
-    except ImportError as error:
-        raise CheckpointError(f"{file}: {NEEDED}") from error
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: no such file") from error
-    except RefusedGlobal as error:
-        raise CheckpointError(
-            f"{file}: asks for {error}, which a checkpoint has no need of; nothing of it was run"
-        ) from error
     except Exception as error:  # damaged files make readers raise anything
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a wild seek
-            raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from error
-        cause = f"{type(error).__name__}: {[*str(error).strip().splitlines(), ''][0][:200]}"
-        raise CheckpointError(f"{file}: damaged or not a checkpoint: {cause}") from error
+        raise CheckpointError(f"{file}: {_cause(error)}") from error
 
 
-def _read_safetensors(file: str) -> dict[str, Tensor]:
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt", device="cpu") as handle:
-        return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+def _cause(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return NEEDED
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, RefusedGlobal):
+        return f"asks for {error}, which a checkpoint has no need of; nothing of it was run"
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a wild seek
+        return f"cannot be read: {error.strerror or error}"
+    first_line = str(error).strip().partition("\n")[0][:200]
+    return f"damaged or not a checkpoint: {type(error).__name__}: {first_line}"
 
 
 def plain_state(file: str, content: Mapping[Any, Any]) -> dict[str, Tensor]:
@@ -179,9 +175,13 @@ def check_tensors(file: str, state: Mapping[str, Tensor]) -> None:
     wrong = [f"{n} ({v.dtype})" for n, v in state.items() if not v.dtype.is_floating_point]
     if wrong:
         raise CheckpointError(f"{file}: weights must be floating point, not so {listing(wrong)}")
-    broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
-    if broken:
+    if broken := not_finite(state):
         raise CheckpointError(f"{file}: NaN or infinite values in {listing(broken)}")
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinite values."""
+    return [name for name, value in state.items() if not torch.isfinite(value).all()]
 
 
 @contextmanager

@@ -5,20 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
+from itertools import accumulate
+from math import prod
 
 import torch
 from torch import Tensor
 
 from ..config import MViTConfig
 from ..model import MViT, MViTClassifier
-from .describe import read_layout
+from .describe import Layout, read_layout
 from .files import check_tensors, plain_state, read_checkpoint
-from .fit import centre_frame, fit_state_dict, is_clip, resize, shapes_of
-from .formats import DETECTOR, FORMATS, KERNELS, Named, from_project, to_project, uncompiled
-from .hub import OFFICIAL, official_path
+from .fit import ABS_POS, NOT_CONVERTED, fit_state_dict, square
+from .formats import (
+    DETECTOR,
+    FORMATS,
+    KERNELS,
+    Named,
+    from_project,
+    is_clip,
+    to_project,
+    uncompiled,
+)
+from .hub import weights_path
 from .report import CheckpointError, Entry, LoadReport, listing
 
-HEAD = ("head",)
 # What a backbone does without, on either side, and what it alone does without of a file.
 OUTSIDE, DROPPED = ("head", "norm", "scale?_norm"), ("cls_token",)
 
@@ -71,23 +82,19 @@ def load_checkpoint(
         state = plain_state(file, path_or_state)
         check_tensors(file, state)
     else:
-        path = os.fspath(path_or_state)
-        known = path in OFFICIAL and not os.path.exists(path)
-        checkpoint = read_checkpoint(official_path(path) if known else path, ema=ema)
+        checkpoint = read_checkpoint(weights_path(path_or_state), ema=ema)
         file, state = checkpoint.file, checkpoint.state
     held = model.state_dict()
     if any(value.device.type == "meta" for value in held.values()):
         raise ValueError("model must hold its tensors: it is on the meta device")
     named = to_project(file, state)
-    fitted, report = _fit(file, named, held, model.config)
-    allowed = tuple(allow_new), tuple(allow_unused)
+    fitted, report = fit_state_dict(file, named, held, model.config)
+    new, unused = tuple(allow_new), tuple(allow_unused)
     detector = any(name.startswith(DETECTOR) for name in named.sources.values())
-    outside = named.unknown if detector else ()
-    parts = (*allowed[0], *OUTSIDE), (*allowed[1], *OUTSIDE, *DROPPED, *outside)
-    hint = ""
-    if not backbone and not any(report.misplaced(*parts)):
-        hint = "; pass backbone=True to take the backbone alone"
-    _judge(report, *(parts if backbone else allowed), named, held, hint)
+    parts = (*new, *OUTSIDE), (*unused, *OUTSIDE, *DROPPED, *(named.unknown if detector else ()))
+    if backbone:
+        new, unused = parts
+    _judge(report, new, unused, named, held, () if backbone else parts)
     with torch.no_grad():
         for name, value in fitted.items():
             held[name].copy_(value)  # state_dict() shares the model's memory
@@ -104,25 +111,7 @@ def fit_checkpoint(
     Raises:
         CheckpointError: names of no known format.
     """
-    return _fit(file, to_project(file, state), model.state_dict(), model.config)
-
-
-def _fit(
-    file: str, named: Named, held: Mapping[str, Tensor], config: MViTConfig
-) -> tuple[dict[str, Tensor], LoadReport]:
-    ours = {uncompiled(name): name for name in held}  # blocks may be compiled one by one
-    shapes = {uncompiled(name): shape for name, shape in shapes_of(held).items()}
-    fitted, entries = fit_state_dict(named.state, shapes, config)
-    named_entries = (
-        replace(
-            entry,
-            name=entry.name if entry.status == "unused" else ours[entry.name],
-            source=None if entry.source is None else named.sources[entry.source],
-        )
-        for entry in entries
-    )
-    renamed = {ours[name]: value for name, value in fitted.items()}
-    return renamed, LoadReport(file, tuple(named_entries), named.format)
+    return fit_state_dict(file, to_project(file, state), model.state_dict(), model.config)
 
 
 def _judge(
@@ -131,10 +120,14 @@ def _judge(
     allow_unused: Iterable[str],
     named: Named,
     held: Mapping[str, Tensor],
-    hint: str = "",
+    backbone: tuple[Iterable[str], ...] = (),
 ) -> None:
-    """Raise CheckpointError unless everything is in place or allowed not to be."""
-    new, unused = report.misplaced(allow_new, allow_unused)
+    """Raise CheckpointError unless everything is in place or allowed not to be.
+
+    Args:
+        backbone: what a backbone alone would allow, for a hint where it is the remedy.
+    """
+    new, unused = _misplaced(report, allow_new, allow_unused)
     if not new and not unused:
         return
     theirs = read_layout(named.state)
@@ -142,24 +135,50 @@ def _judge(
     causes = []
     if theirs.structure != ours.structure:
         causes.append(f"the file holds {theirs}, the model is {ours}")
-    entries = {(entry.status, entry.name): entry for entry in report.entries}
-    misfits = [name for name in new if ("unused", name) in entries]
-    for name in misfits[:6]:
-        entry = entries["new", name]
-        note = f" ({entry.note})" if "pos_embed" in name else ""
-        causes.append(
-            f"{name} is {entry.source_shape} in the file and {entry.shape} in the model{note}"
-        )
+    misfits = [entry for entry in new if entry.source_shape is not None]
+    for entry in misfits[:6]:
+        note = f" ({entry.note})" if "pos_embed" in entry.name else ""
+        shapes = f"{entry.source_shape} in the file and {entry.shape} in the model"
+        causes.append(f"{entry.name} is {shapes}{note}")
     if len(misfits) > 6:
         causes.append(f"{len(misfits) - 6} more shapes differ")
-    missing = [name for name in new if name not in misfits]
-    if missing:
-        causes.append(f"missing in the file ({len(missing)}): {listing(missing)}")
-    extra = [name for name in unused if name not in misfits]
-    if extra:
-        causes.append(f"without a place in the model ({len(extra)}): {listing(extra)}")
-    cause = "; ".join(causes)
-    raise CheckpointError(f"{report.file}: does not match the model: {cause}{hint}", report)
+    seen = {uncompiled(entry.name) for entry in misfits}
+    for text, entries in (("missing in the file", new), ("without a place in the model", unused)):
+        names = [entry.name for entry in entries if uncompiled(entry.name) not in seen]
+        if names:
+            causes.append(f"{text} ({len(names)}): {listing(names)}")
+    hint = ""
+    if backbone and not any(_misplaced(report, *backbone)):
+        hint = "; pass backbone=True to take the backbone alone"
+    raise CheckpointError(
+        f"{report.file}: does not match the model: {'; '.join(causes)}{hint}", report
+    )
+
+
+def _misplaced(
+    report: LoadReport, allow_new: Iterable[str], allow_unused: Iterable[str]
+) -> tuple[list[Entry], list[Entry]]:
+    """New and unused tensors that these patterns do not allow to be.
+
+    A new tensor that is allowed takes the file's of its name along.
+    """
+    replaced = {uncompiled(name) for name in report.names("new") if _matches(name, allow_new)}
+    new, unused = [], []
+    for entry in report.entries:
+        if entry.status == "new" and uncompiled(entry.name) not in replaced:
+            new.append(entry)
+        allowed = entry.name in replaced or any(
+            _matches(name, allow_unused) for name in (entry.name, entry.source or "")
+        )
+        if entry.status == "unused" and not allowed:
+            unused.append(entry)
+    return new, unused
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether ``name``, or a module it lies in, is among ``patterns`` (``*`` for any text)."""
+    heads = list(accumulate(name.split("."), "{}.{}".format))
+    return any(fnmatchcase(head, pattern) for pattern in patterns for head in heads)
 
 
 def inflate_state_dict(
@@ -188,12 +207,12 @@ def inflate_state_dict(
     state = plain_state(file, state)
     check_tensors(file, state)
     named = to_project(file, state)
-    if is_clip(shapes_of(named.state)):
+    if is_clip(named.state):
         raise CheckpointError(f"{file}: is a clip model's already: it needs no inflation")
     with torch.device("meta"):
         held = MViTClassifier(config).state_dict()
-    fitted, report = _fit(file, named, held, config)
-    allowed = (*HEAD, "cls_token")
+    fitted, report = fit_state_dict(file, named, held, config)
+    allowed = ("head", "cls_token")
     _judge(report, allowed, allowed, named, held)
     return fitted, list(report.entries)
 
@@ -233,48 +252,25 @@ def convert_state_dict(
     named = to_project(file, state)
     if named.unknown and named.format != "detectron2":
         raise CheckpointError(f"{file}: no {named.format} names: {listing(named.unknown)}")
-    current: dict[str, Tensor] = named.known
-    _check_target(file, current, to)
-    resampled: dict[str, Entry] = {}
-    if input_size is not None:
-        current, entries = resize(file, current, read_layout(current), input_size)
-        resampled = {entry.name: entry for entry in entries}
-    steps = [Entry(n, "loaded", tuple(v.shape), n, tuple(v.shape)) for n, v in current.items()]
-    if 3 not in FORMATS[to].ranks or read_layout(current).rank == 2:
-        current, steps = centre_frame(file, current)
-        if to == "slowfast":
-            # PySlowFast's image models pool with a time axis of one frame.
-            current = {n: _deep(n, value) for n, value in current.items()}
-    renamed, targets = from_project(current, to, prefix)
-    report = []
-    for step in steps:
-        before = resampled.get(step.name, step)
-        entry = replace(
-            step,
-            status=before.status if step.status == "loaded" else step.status,
-            source=named.sources[step.name],
-            source_shape=before.source_shape,
-            note="; ".join(dict.fromkeys(n for n in (before.note, step.note) if n)),
-        )
-        if entry.name in targets:
-            name = targets[entry.name]
-            entry = replace(entry, name=name, shape=tuple(renamed[name].shape))
-        elif entry.status != "unused":
-            entry = replace(entry, status="unused", note=f"no place in {to}")
-        report.append(entry)
-    for name in named.unknown:
-        shape = tuple(state[name].shape)
-        report.append(Entry(name, "unused", shape, name, shape, "outside of the backbone"))
-    return renamed, LoadReport(file, tuple(report), named.format)
+    layout = read_layout(named.known)
+    _check_target(file, layout, to)
+    held, config = _converted_model(file, named.known, layout, to, input_size)
+    fitted, report = fit_state_dict(file, named, held, config)
+    if lost := report.names("new"):
+        raise CheckpointError(f"{file}: cannot be resized to {input_size}: {listing(lost)}")
+    renamed, targets = from_project(fitted, to, prefix)
+    entries = []
+    for entry in report.entries:
+        name = targets.get(entry.name)
+        if name is None or entry.status == "unused":
+            entries.append(replace(entry, status="unused", note=f"no place in {to}"))
+        else:
+            entries.append(replace(entry, name=name, shape=tuple(renamed[name].shape)))
+    return renamed, LoadReport(file, tuple(entries), named.format)
 
 
-def _deep(name: str, value: Tensor) -> Tensor:
-    pool = name != "patch_embed.proj.weight" and KERNELS.fullmatch(name)
-    return value.unsqueeze(2) if pool and value.ndim == 4 else value
-
-
-def _check_target(file: str, state: Mapping[str, Tensor], to: str) -> None:
-    layout, row = read_layout(state), FORMATS[to]
+def _check_target(file: str, layout: Layout, to: str) -> None:
+    row = FORMATS[to]
     if layout.rank not in row.ranks and layout.rank == 2:
         raise CheckpointError(
             f"{file}: holds {layout}, and {row.source} takes clips: inflate it first"
@@ -285,3 +281,47 @@ def _check_target(file: str, state: Mapping[str, Tensor], to: str) -> None:
         raise CheckpointError(
             f"{file}: its width grows in the MLP, in {row.source} it grows in attention"
         )
+
+
+def _converted_model(
+    file: str,
+    state: Mapping[str, Tensor],
+    layout: Layout,
+    to: str,
+    input_size: tuple[int, ...] | None,
+) -> tuple[dict[str, Tensor], MViTConfig | None]:
+    """Tensors, without memory, of the shapes that ``to`` holds; the config of a resized model."""
+    still = layout.rank == 2 or 3 not in FORMATS[to].ranks
+    fixed = [name for name in state if ABS_POS.fullmatch(name)]
+    if fixed and layout.rank == 3 and (still or input_size is not None):
+        raise CheckpointError(f"{file}: {listing(fixed)} cannot be converted: {NOT_CONVERTED}")
+    config, tables = None, dict(state)
+    if input_size is not None:
+        config = _resized_config(file, layout, input_size)
+        with torch.device("meta"):
+            tables |= MViTClassifier(config).state_dict()
+    held = {}
+    for name, value in state.items():
+        shape = tuple(value.shape)
+        if "rel_pos_" in name:
+            if still and name.endswith("_t"):
+                continue
+            shape = tuple(tables[name].shape)
+        elif KERNELS.fullmatch(name) and still and len(shape) in (4, 5):
+            # PySlowFast's image models pool with a time axis of one frame.
+            frame = (1,) if to == "slowfast" and ".pool_" in name else ()
+            shape = (*shape[:2], *frame, *shape[-2:])
+        elif name == "pos_embed" and config is not None and len(shape) == 3:
+            cls_row, _ = square(shape[1]) or (0, 0)
+            shape = (1, cls_row + prod(config.blocks[0].thw), shape[2])
+        held[name] = value.new_empty(shape, device="meta")
+    return held, config
+
+
+def _resized_config(file: str, layout: Layout, input_size: tuple[int, ...]) -> MViTConfig:
+    if layout.variant is None:
+        raise CheckpointError(f"{file}: only published variants can be resized, it holds {layout}")
+    if len(input_size) != layout.rank:
+        raise CheckpointError(f"{file}: input_size must have {layout.rank} sizes, got {input_size}")
+    in_att = layout.in_att is not False
+    return MViTConfig.variant(layout.variant, input_size, dim_mul_in_att=in_att)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, get_args
 
 Status = Literal["loaded", "resampled", "inflated", "centre", "new", "unused"]
-STATUSES: tuple[Status, ...] = ("loaded", "resampled", "inflated", "centre", "new", "unused")
 
 
 class CheckpointError(ValueError):
@@ -68,34 +66,15 @@ class LoadReport:
         """Names of the tensors with this status."""
         return tuple(entry.name for entry in self.entries if entry.status == status)
 
-    def misplaced(
-        self, allow_new: Iterable[str], allow_unused: Iterable[str]
-    ) -> tuple[list[str], list[str]]:
-        """Names of new and of unused tensors that these patterns do not allow to be."""
-        replaced = {name for name in self.names("new") if matches(name, allow_new)}
-        allowed = (*allow_unused, *replaced)
-        unused = [
-            entry.name
-            for entry in self.entries
-            if entry.status == "unused"
-            and not matches(entry.name, allowed)
-            and not matches(entry.source or entry.name, allow_unused)
-        ]
-        return [name for name in self.names("new") if name not in replaced], unused
-
     def counts(self) -> dict[str, int]:
         """How many tensors have each status."""
-        return {status: len(self.names(status)) for status in STATUSES}
+        return {status: len(self.names(status)) for status in get_args(Status)}
 
     def to_json(self, indent: int | None = None) -> str:
         """The whole report as JSON."""
-        body = {
-            "file": self.file,
-            "format": self.format,
-            "counts": self.counts(),
-            "tensors": [asdict(entry) for entry in self.entries],
-        }
-        return json.dumps(body, indent=indent)
+        tensors = [asdict(entry) for entry in self.entries]
+        body = {"file": self.file, "format": self.format, "counts": self.counts()}
+        return json.dumps({**body, "tensors": tensors}, indent=indent)
 
     def summary(self) -> str:
         """One line: file and counts."""
@@ -106,7 +85,8 @@ class LoadReport:
         rows = [("tensor", "status", "shape", "in the file", "note")]
         for e in self.entries:
             source = "" if e.source in (None, e.name) else f"{e.source} "
-            shape = "" if e.source_shape in (None, e.shape) else show_shape(e.source_shape)
+            other = e.source_shape is not None and e.source_shape != e.shape
+            shape = show_shape(e.source_shape) if other else ""
             rows.append((e.name, e.status, show_shape(e.shape), f"{source}{shape}".strip(), e.note))
         return f"{self.summary()}\n{table(rows)}"
 
@@ -119,16 +99,9 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def show_shape(shape: Iterable[int] | None) -> str:
+def show_shape(shape: Iterable[int]) -> str:
     """(96, 3, 7, 7) -> "96x3x7x7"."""
-    return "" if shape is None else "x".join(map(str, shape)) or "scalar"
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether ``name``, or a module it lies in, is among ``patterns`` (``*`` for any text)."""
-    parts = name.split(".")
-    heads = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    return any(fnmatchcase(head, pattern) for pattern in patterns for head in heads)
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def listing(names: Sequence[str], most: int = 12) -> str:
