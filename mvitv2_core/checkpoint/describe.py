@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -15,32 +15,23 @@ from torch import Tensor
 
 from ..rows import VARIANTS
 from .files import not_finite, read_checkpoint
-from .formats import FORMATS, is_clip, stage_starts, to_project
+from .formats import FORMATS, is_clip, size, stage_starts, to_project
 from .report import listing, show_shape, table
 
 
 @dataclass(frozen=True)
 class Layout:
-    """An MViTv2's structure as its tensors show it.
+    """An MViTv2's structure as its tensors show it."""
 
-    Args:
-        depths: blocks of each stage; a stage begins where the width grows.
-        embed_dim, num_heads: of the first stage; heads None where nothing shows them.
-        in_att: whether the width grows in attention; None where it never grows.
-        rank: 2 for images, 3 for clips.
-        cls_token: whether there is a class token.
-        num_classes: of the head, None without one.
-        input_size: nominal (H, W) or (T, H, W) that the position tables are sized for, for
-            patches of stride 4 (and 2 in time); None where there are none.
-    """
-
-    depths: tuple[int, ...]
-    embed_dim: int
-    num_heads: int | None
-    in_att: bool | None
-    rank: int
-    cls_token: bool
-    num_classes: int | None
+    depths: tuple[int, ...]  # blocks of each stage; a stage begins where the width grows
+    embed_dim: int  # of the first stage
+    num_heads: int | None  # of the first stage; None where nothing shows them
+    in_att: bool | None  # whether the width grows in attention; None where it never grows
+    rank: int  # 2 for images, 3 for clips
+    cls_token: bool  # whether there is a class token
+    num_classes: int | None  # of the head, None without one
+    # Nominal (H, W) or (T, H, W) that the position tables are sized for, for patches of stride 4
+    # (and 2 in time); None where there are none.
     input_size: tuple[int, ...] | None
 
     @property
@@ -50,46 +41,44 @@ class Layout:
         return next((name for name, row in VARIANTS.items() if row == sizes), None)
 
     @property
+    def kind(self) -> str:
+        """What it takes: "images" or "clips"."""
+        return "clips" if self.rank == 3 else "images"
+
+    @property
     def structure(self) -> tuple[object, ...]:
         """What two models must share for one's weights to fit the other."""
         return self.depths, self.embed_dim, self.num_heads, self.in_att
 
     def __str__(self) -> str:
-        size = "?" if self.input_size is None else "x".join(map(str, self.input_size))
+        size = "x".join(map(str, self.input_size or "?"))
         name = f"MViTv2-{self.variant}" if self.variant else "an unpublished MViTv2"
-        heads = "?" if self.num_heads is None else self.num_heads
-        kind = "clips" if self.rank == 3 else "images"
-        place = "" if self.in_att is not False else ", growing in the MLP"
+        place = ", growing in the MLP" if self.in_att is False else ""
         return (
-            f"{name} for {kind} of {size} (depths {list(self.depths)}, width {self.embed_dim}"
-            f"{place}, heads {heads})"
+            f"{name} for {self.kind} of {size} (depths {list(self.depths)}, "
+            f"width {self.embed_dim}{place}, heads {self.num_heads or '?'})"
         )
 
 
 def read_layout(state: Mapping[str, Tensor]) -> Layout:
     """The structure that a state dict under the project's names shows."""
     starts, in_att = stage_starts(state)
-
-    def size(name: str, axis: int = 0) -> int | None:
-        tensor = state.get(name)
-        return tensor.shape[axis] if tensor is not None and tensor.ndim > axis else None
-
     first = "blocks.0.attn."
-    head_dim = size(f"{first}pool_k.weight") or size(f"{first}rel_pos_h", 1)
-    dim_att = size(f"{first}proj.weight")
+    head_dim = size(state, f"{first}pool_k.weight") or size(state, f"{first}rel_pos_h", 1)
+    dim_att = size(state, f"{first}proj.weight")
     clip = is_clip(state)
     # The first block's q is not pooled: its tables have 2 * cells - 1 rows.
     patches = {"t": 2, "h": 4, "w": 4} if clip else {"h": 4, "w": 4}
-    rows = {axis: size(f"{first}rel_pos_{axis}") for axis in patches}
+    rows = {axis: size(state, f"{first}rel_pos_{axis}") for axis in patches}
     sides = tuple((n + 1) // 2 * patches[axis] for axis, n in rows.items() if n is not None)
     return Layout(
         depths=tuple(end - start for start, end in pairwise(starts)),
-        embed_dim=size("patch_embed.proj.weight") or 0,
+        embed_dim=size(state, "patch_embed.proj.weight") or 0,
         num_heads=dim_att // head_dim if dim_att and head_dim else None,
         in_att=in_att,
         rank=3 if clip else 2,
         cls_token="cls_token" in state,
-        num_classes=size("head.projection.weight"),
+        num_classes=size(state, "head.projection.weight"),
         input_size=sides if len(sides) == len(patches) else None,
     )
 
@@ -104,43 +93,36 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     named = to_project(checkpoint.file, checkpoint.state)
     state = named.known
     layout = read_layout(state)
+    structure = asdict(layout)
+    place = {True: "attention", False: "MLP", None: None}[structure.pop("in_att")]
     dtypes = Counter(str(value.dtype).removeprefix("torch.") for value in state.values())
     return {
         "file": checkpoint.file,
         "container": checkpoint.container,
         "weights_under": checkpoint.nest or None,
-        "beside_the_weights": list(checkpoint.beside),
+        "beside_the_weights": checkpoint.beside,
         "ema_weights_under": checkpoint.ema or None,
         "format": named.format,
         "format_of": FORMATS[named.format].source,
         "variant": layout.variant,
-        "kind": "clips" if layout.rank == 3 else "images",
-        "rank": layout.rank,
-        "depths": list(layout.depths),
-        "embed_dim": layout.embed_dim,
-        "num_heads": layout.num_heads,
-        "width_grows_in": {True: "attention", False: "MLP", None: None}[layout.in_att],
-        "cls_token": layout.cls_token,
-        "num_classes": layout.num_classes,
-        "input_size": None if layout.input_size is None else list(layout.input_size),
+        "kind": layout.kind,
+        **structure,
+        "width_grows_in": place,
         "tensors": len(state),
         "parameters": sum(value.numel() for value in state.values()),
         "dtypes": dict(dtypes),
         "tensors_outside_of_the_model": len(named.unknown),
-        "unusual": _unusual(state, named.unknown, layout.depths),
+        "unusual": _unusual(state, named.unknown, sum(layout.depths)),
     }
 
 
-def _unusual(
-    state: Mapping[str, Tensor], unknown: tuple[str, ...], depths: tuple[int, ...]
-) -> list[str]:
+def _unusual(state: Mapping[str, Tensor], unknown: tuple[str, ...], depth: int) -> list[str]:
     blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
-    missing = sorted(set(range(sum(depths))) - blocks)
-    zero = [n for n, v in state.items() if n.endswith("weight") and not v.any()]
+    missing = [i for i in range(depth) if i not in blocks]
     found = {
         "not float32: ": [n for n, v in state.items() if v.dtype != torch.float32],
         "NaN or infinite values: ": not_finite(state),
-        "all zero: ": zero,
+        "all zero: ": [n for n, v in state.items() if n.endswith("weight") and not v.any()],
         "no tensors for blocks ": [str(missing)] if missing else [],
         "outside of the model: ": unknown,
     }
@@ -177,10 +159,10 @@ def diff_checkpoints(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> tu
     rows = [("tensor", "a", "b", "difference")]
     names = dict.fromkeys([*first, *second])
     for name in names:
-        ours, theirs = first.get(name), second.get(name)
-        if difference := _difference(ours, theirs):
-            shapes = ("" if v is None else show_shape(v.shape) for v in (ours, theirs))
-            rows.append((name, *shapes, difference))
+        pair = first.get(name), second.get(name)
+        if difference := _difference(*pair):
+            one, other = ("" if value is None else show_shape(value.shape) for value in pair)
+            rows.append((name, one, other, difference))
     head = f"{len(names) - len(rows) + 1} of {len(names)} tensors are equal"
     return len(rows) == 1, head if len(rows) == 1 else f"{head}\n{table(rows)}"
 

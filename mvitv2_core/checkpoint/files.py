@@ -29,30 +29,18 @@ from .report import CheckpointError, listing
 PICKLES, TORCH = (".pkl", ".pickle"), (".pyth", ".pth", ".pt")
 NEEDED = "such files need safetensors (pip install safetensors)"
 SUFFIXES = (*TORCH, ".bin", ".ckpt", ".safetensors", *PICKLES)
-# One name, which the next write replaces after a kill, and which no trainer takes for a
-# checkpoint's: PySlowFast looks for "checkpoint" in names, detectron2 for ".pth" at their end.
-UNFINISHED = ".mvitv2-unfinished"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of one file.
+    """The weights of one file."""
 
-    Args:
-        file: its path.
-        container: "torch", "pickle" or "safetensors".
-        nest: the key that the weights lay under, "" where they lay at the top.
-        state: tensors by the file's names, without what wrappers put in front.
-        beside: names of what lay beside the weights (epoch, optimizer, ...).
-        ema: the key that an average of the weights lies under, "" where there is none.
-    """
-
-    file: str
-    container: str
-    nest: str
-    state: dict[str, Tensor]
-    beside: tuple[str, ...] = ()
-    ema: str = ""
+    file: str  # its path
+    container: str  # "torch", "pickle" or "safetensors"
+    nest: str  # the key that the weights lay under, "" where they lay at the top
+    state: dict[str, Tensor]  # by the file's names, without what wrappers put in front
+    beside: tuple[str, ...] = ()  # names of what lay beside the weights (epoch, optimizer, ...)
+    ema: str = ""  # the key that an average of the weights lies under, "" where there is none
 
 
 def read_checkpoint(
@@ -146,7 +134,12 @@ def plain_state(file: str, content: Mapping[Any, Any]) -> dict[str, Tensor]:
         if not isinstance(name, str):
             raise CheckpointError(f"{file}: holds a tensor named {name!r}, which is no text")
         if numpy is not None and isinstance(value, numpy.ndarray):
-            value = _tensor(file, name, value)
+            if value.dtype.kind not in "fiub":
+                raise CheckpointError(
+                    f"{file}: {name!r} is an array of {value.dtype}, not of numbers"
+                )
+            native, copy = value.dtype.newbyteorder("="), not value.flags.writeable
+            value = torch.from_numpy(value.astype(native, order="C", copy=copy))
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{file}: {name!r} is a {type(value).__name__}, not a tensor")
         state[name] = value.detach()
@@ -158,13 +151,6 @@ def plain_state(file: str, content: Mapping[Any, Any]) -> dict[str, Tensor]:
             raise CheckpointError(f"{file}: {short!r} is there twice, once as {name!r}")
         plain[short] = state[name]
     return plain
-
-
-def _tensor(file: str, name: str, array: Any) -> Tensor:
-    if array.dtype.kind not in "fiub":
-        raise CheckpointError(f"{file}: {name!r} is an array of {array.dtype}, not of numbers")
-    array = array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def check_tensors(file: str, state: Mapping[str, Tensor]) -> None:
@@ -196,10 +182,8 @@ def whole_file(path: str | os.PathLike[str], name: str = "") -> Iterator[str]:
     path = os.fspath(path)
     unfinished = name or f".mvitv2-{secrets.token_hex(6)}.tmp"
     unfinished = os.path.join(os.path.dirname(path), unfinished)
-    kind = os.O_TRUNC if name else os.O_EXCL
-    handle = os.open(unfinished, os.O_CREAT | os.O_RDWR | kind, 0o666)
-    mode = stat.S_IMODE(os.fstat(handle).st_mode)
-    os.close(handle)
+    with open(unfinished, "wb" if name else "xb") as stream:
+        mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
     try:
         yield unfinished
         with open(unfinished, "rb+") as stream:
@@ -210,38 +194,6 @@ def whole_file(path: str | os.PathLike[str], name: str = "") -> Iterator[str]:
         with suppress(FileNotFoundError):
             os.unlink(unfinished)
         raise
-
-
-class WholeWrites:
-    """A path manager like ``manager``, except that files opened for writing appear on closing.
-
-    detectron2 and PySlowFast write in place: killed, they leave half a checkpoint, from which
-    PySlowFast resumes, or (detectron2) an empty file for the last checkpoint's name. Paths with
-    a scheme, such as "s3://bucket/file", are left to ``manager``: its stores have their own rules.
-
-    Args:
-        manager: an ``iopath.common.file_io.PathManager``, or anything with its ``open``.
-    """
-
-    def __init__(self, manager: Any) -> None:
-        self._manager = manager
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._manager, name)
-
-    def open(self, path: str, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        """``manager.open``; with a mode of "w" or "wb" it must be used in a ``with`` statement."""
-        if not mode.startswith("w") or "://" in path:
-            return self._manager.open(path, mode, *args, **kwargs)
-        return self._open_whole(path, mode, *args, **kwargs)
-
-    @contextmanager
-    def _open_whole(self, path: str, mode: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        with (
-            whole_file(path, UNFINISHED) as unfinished,
-            self._manager.open(unfinished, mode, *args, **kwargs) as stream,
-        ):
-            yield stream
 
 
 def write_checkpoint(

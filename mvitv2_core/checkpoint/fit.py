@@ -1,34 +1,31 @@
 """Fits tensors to a model's shapes: inflates, takes centre frames, resamples position tables.
 
 Names are the project's (and the official checkpoints') throughout; ``formats`` translates others.
-Absolute positions are resampled from image to image alone: no published MViTv2 has any.
+Absolute positions are taken as they are or not at all: no published MViTv2 has any.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from math import isqrt, prod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ..config import MViTConfig
-from ..model import resample_abs_pos
 from ..rel_pos import resample_table
 from .formats import KERNELS, Named, is_clip, uncompiled
 from .report import Entry, LoadReport, Status
 
 TABLES = re.compile(r"blocks\.\d+\.attn\.rel_pos_[thw]")
 ABS_POS = re.compile(r"pos_embed(_spatial|_temporal|_class)?")
-NOT_CONVERTED = "absolute positions are resampled from image to image alone, on square grids"
+NOT_CONVERTED = "absolute positions are not resampled: no published MViTv2 has any"
 
 # A tensor, how it came about and a note.
 Fitted = tuple[Tensor, Status, str]
 
 
 def fit_state_dict(
-    file: str, named: Named, held: Mapping[str, Tensor], config: MViTConfig | None
+    file: str, named: Named, held: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Fit every tensor that can be fitted to a model, without judging what is left.
 
@@ -37,7 +34,6 @@ def fit_state_dict(
         named: the checkpoint's tensors under the project's names; none is changed.
         held: the model's tensors, of which only the shapes count; blocks may be compiled one by
             one.
-        config: the model's; None where absolute positions keep their size.
 
     Returns:
         Tensors by the model's names, sharing memory with the checkpoint's where nothing was
@@ -52,7 +48,7 @@ def fit_state_dict(
         ours, shape = plain[name], tuple(value.shape)
         source = named.state.get(ours)
         seen = None if source is None else tuple(source.shape)
-        result = fit_tensor(ours, named.state, shape, config, clips)
+        result = fit_tensor(ours, named.state, shape, clips)
         if result is not None:
             fitted[name], status, note = result
             left.pop(ours, None)
@@ -73,7 +69,6 @@ def fit_tensor(
     name: str,
     state: Mapping[str, Tensor],
     shape: tuple[int, ...],
-    config: MViTConfig | None,
     clips: tuple[bool, bool],
 ) -> Fitted | None:
     """One tensor at the model's shape, how it came to it and a note; None if it cannot.
@@ -94,8 +89,6 @@ def fit_tensor(
         return fit_kernel(source, shape)
     if TABLES.fullmatch(name):
         return fit_table(source, shape)
-    if name == "pos_embed" and not any(clips) and config is not None:
-        return fit_positions(source, shape, config)
     return None
 
 
@@ -128,37 +121,7 @@ def fit_table(source: Tensor, shape: tuple[int, ...]) -> Fitted | None:
     """A (rows, head_dim) table of relative positions, resampled linearly; rows are odd."""
     if source.ndim != 2 or source.shape[1:] != shape[1:] or source.shape[0] % 2 == 0:
         return None
-    rows = _in_float(lambda table: resample_table(table, shape[0]), source)
+    # Interpolation knows no half precision.
+    wide = source if source.dtype == torch.float64 else source.float()
+    rows = resample_table(wide, shape[0]).to(source.dtype).contiguous()
     return rows, "resampled", f"linearly, from {source.shape[0]} rows"
-
-
-def fit_positions(source: Tensor, shape: tuple[int, ...], config: MViTConfig) -> Fitted | None:
-    """An image's (1, rows, C) absolute positions, the class token's row first where there is one,
-    resampled bicubically as detectron2 does."""
-    hw = tuple(config.abs_pos_thw or config.blocks[0].thw)[-2:]
-    if source.ndim != 3 or (source.shape[0], source.shape[2]) != (shape[0], shape[2]):
-        return None
-    wants_row, split = shape[1] - prod(hw), square(source.shape[1])
-    if split is None or wants_row not in (0, 1):
-        return None
-    has_row, side = split
-    row = source[:, :1] if has_row else torch.zeros_like(source[:, :1])
-    cells = _in_float(lambda t: resample_abs_pos(t, (side, side), hw), source[:, has_row:])
-    note = f"bicubically, from {source.shape[1]} rows"
-    if wants_row and not has_row:
-        note += ", zero for the class token"
-    return (torch.cat([row, cells], 1) if wants_row else cells), "resampled", note
-
-
-def square(rows: int) -> tuple[int, int] | None:
-    """Class rows (0 or 1) and side of the square grid of an image's table with ``rows`` rows."""
-    for cells in (rows, rows - 1):
-        if cells > 0 and isqrt(cells) ** 2 == cells:
-            return rows - cells, isqrt(cells)
-    return None
-
-
-def _in_float(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
-    """``function`` of a tensor in at least float32: interpolation knows no half precision."""
-    wide = tensor if tensor.dtype == torch.float64 else tensor.float()
-    return function(wide).to(tensor.dtype).contiguous()

@@ -25,32 +25,28 @@ from .report import CheckpointError
 
 @dataclass(frozen=True)
 class Official:
-    """One published file.
+    """One published file."""
 
-    Args:
-        url: where its authors keep it.
-        format: whose names it has.
-        variant: T, S, B, L or H.
-        task: what it was trained on.
-        published: the authors' figure, not measured by this project.
-        config: makes the config of the classifier that it fits; None for detectors, whose
-            backbone comes from the detectron2 config.
-        recipe: the official config that it was trained with.
-    """
-
-    url: str
-    format: str
-    variant: str
-    task: str
-    published: str
+    url: str  # where its authors keep it
+    format: str  # whose names it has
+    variant: str  # T, S, B, L or H
+    task: str  # what it was trained on
+    published: str  # the authors' figure, not measured by this project
+    # Makes the config of the classifier that it fits; None for detectors, whose backbone comes
+    # from the detectron2 config.
     config: Callable[[], MViTConfig] | None
-    recipe: str
+    recipe: str  # the official config that it was trained with
 
     @property
     def file(self) -> str:
         """Its name in the cache: the URL's last part, with the model's where that says nothing."""
         parts = self.url.split("/")
         return parts[-1] if self.format != "detectron2" else f"{parts[-3]}-{parts[-1]}"
+
+    @property
+    def cached(self) -> Path:
+        """Where it is kept: ``$TORCH_HOME/hub/checkpoints``."""
+        return Path(torch.hub.get_dir()) / "checkpoints" / self.file
 
 
 _FBAI = "https://dl.fbaipublicfiles.com"
@@ -133,22 +129,11 @@ OFFICIAL: dict[str, Official] = dict(
     ]
 )
 
-CHUNK = 1 << 20
-
-
-class _Broken(Exception):
-    """A download that may be worth another try."""
-
 
 def weights_path(path: str | os.PathLike[str]) -> str:
     """A file as it is; an official name that is no file as the path of its download."""
     name = os.fspath(path)
     return official_path(name) if name in OFFICIAL and not os.path.exists(name) else name
-
-
-def cached_path(name: str) -> Path:
-    """Where the file of a name in ``OFFICIAL`` is kept: ``$TORCH_HOME/hub/checkpoints``."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / OFFICIAL[name].file
 
 
 def official_path(name: str) -> str:
@@ -164,10 +149,10 @@ def official_path(name: str) -> str:
         raise CheckpointError(
             f"{name}: neither a file nor one of the official weights: {', '.join(OFFICIAL)}"
         )
-    target = cached_path(name)
-    if not target.is_file():
-        download(OFFICIAL[name].url, target)
-    return str(target)
+    official = OFFICIAL[name]
+    if not official.cached.is_file():
+        download(official.url, official.cached)
+    return str(official.cached)
 
 
 def download(
@@ -210,14 +195,14 @@ def _fetch(url: str, stream: BinaryIO, timeout: float, tries: int) -> None:
                 stream.truncate(stream.seek(0))
             elif error.code < 500 and error.code not in (408, 429):
                 break
-        except urllib.error.URLError as error:
-            cause = f"no connection ({error.reason}): is there a network?"
-            if isinstance(error.reason, TimeoutError):
-                cause = f"no answer within {timeout:g} s"
-        except TimeoutError:
-            cause = f"nothing came for {timeout:g} s"
-        except (HTTPException, ConnectionError, _Broken) as error:
-            cause = f"broke off: {error}"
+        except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+            reason = getattr(error, "reason", None)
+            if isinstance(error, TimeoutError) or isinstance(reason, TimeoutError):
+                cause = f"nothing came for {timeout:g} s"
+            elif reason is not None:
+                cause = f"no connection ({reason}): is there a network?"
+            else:
+                cause = f"broke off: {error}"
     raise CheckpointError(f"{url}: cannot be downloaded: {cause}")
 
 
@@ -233,7 +218,7 @@ def _connect(url: str, stream: BinaryIO, timeout: float) -> None:
         total = None if length is None else done + int(length)
         shown, terminal = 0.0, sys.stderr.isatty()
         # read1 hands over what has come: a break loses nothing that was received.
-        while chunk := answer.read1(CHUNK):
+        while chunk := answer.read1(1 << 20):
             done += stream.write(chunk)
             if terminal and (time.monotonic() - shown > 0.2 or done == total):
                 shown = time.monotonic()
@@ -241,7 +226,7 @@ def _connect(url: str, stream: BinaryIO, timeout: float) -> None:
         if terminal:
             sys.stderr.write("\n")
     if total is not None and done != total:
-        raise _Broken(f"{done} of {total} bytes came")
+        raise ConnectionError(f"{done} of {total} bytes came")
 
 
 def _progress(url: str, done: int, total: int | None) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import accumulate
-from math import prod
 
 import torch
 from torch import Tensor
@@ -16,22 +15,14 @@ from ..config import MViTConfig
 from ..model import MViT, MViTClassifier
 from .describe import Layout, read_layout
 from .files import check_tensors, plain_state, read_checkpoint
-from .fit import ABS_POS, NOT_CONVERTED, fit_state_dict, square
-from .formats import (
-    DETECTOR,
-    FORMATS,
-    KERNELS,
-    Named,
-    from_project,
-    is_clip,
-    to_project,
-    uncompiled,
-)
+from .fit import ABS_POS, fit_state_dict
+from .formats import FORMATS, KERNELS, Named, from_project, is_clip, to_project, uncompiled
 from .hub import weights_path
 from .report import CheckpointError, Entry, LoadReport, listing
 
-# What a backbone does without, on either side, and what it alone does without of a file.
-OUTSIDE, DROPPED = ("head", "norm", "scale?_norm"), ("cls_token",)
+OUTSIDE = ("head", "norm", "scale?_norm")  # what a backbone does without, in a model or a file
+GIVEN = "the given tensors"
+Patterns = Sequence[str]
 
 
 def load_checkpoint(
@@ -78,8 +69,7 @@ def load_checkpoint(
     if isinstance(path_or_state, Mapping):
         if ema:
             raise ValueError("ema=True needs a file: of given tensors, give the averaged ones")
-        file = "the given tensors"
-        state = plain_state(file, path_or_state)
+        file, state = GIVEN, plain_state(GIVEN, path_or_state)
         check_tensors(file, state)
     else:
         checkpoint = read_checkpoint(weights_path(path_or_state), ema=ema)
@@ -88,94 +78,64 @@ def load_checkpoint(
     if any(value.device.type == "meta" for value in held.values()):
         raise ValueError("model must hold its tensors: it is on the meta device")
     named = to_project(file, state)
-    fitted, report = fit_state_dict(file, named, held, model.config)
-    new, unused = tuple(allow_new), tuple(allow_unused)
-    detector = any(name.startswith(DETECTOR) for name in named.sources.values())
-    parts = (*new, *OUTSIDE), (*unused, *OUTSIDE, *DROPPED, *(named.unknown if detector else ()))
-    if backbone:
-        new, unused = parts
-    _judge(report, new, unused, named, held, () if backbone else parts)
+    fitted, report = fit_state_dict(file, named, held)
+    strict = tuple(allow_new), tuple(allow_unused)
+    parts = (*strict[0], *OUTSIDE), (*strict[1], *OUTSIDE, "cls_token", *named.beside)
+    hint = ""
+    if not backbone and not _misplaced(report, *parts):
+        hint = "; pass backbone=True to take the backbone alone"
+    _judge(report, named, held, *(parts if backbone else strict), hint)
     with torch.no_grad():
         for name, value in fitted.items():
             held[name].copy_(value)  # state_dict() shares the model's memory
     return report
 
 
-def fit_checkpoint(
-    model: MViT, state: Mapping[str, Tensor], file: str = "the given tensors"
-) -> tuple[dict[str, Tensor], LoadReport]:
-    """A checkpoint's tensors at the names and shapes of ``model``, without loading them.
-
-    For adapters whose trainers load by themselves: nothing is judged.
-
-    Raises:
-        CheckpointError: names of no known format.
-    """
-    return fit_state_dict(file, to_project(file, state), model.state_dict(), model.config)
-
-
 def _judge(
     report: LoadReport,
-    allow_new: Iterable[str],
-    allow_unused: Iterable[str],
     named: Named,
     held: Mapping[str, Tensor],
-    backbone: tuple[Iterable[str], ...] = (),
+    allow_new: Patterns,
+    allow_unused: Patterns,
+    hint: str = "",
 ) -> None:
-    """Raise CheckpointError unless everything is in place or allowed not to be.
-
-    Args:
-        backbone: what a backbone alone would allow, for a hint where it is the remedy.
-    """
-    new, unused = _misplaced(report, allow_new, allow_unused)
-    if not new and not unused:
+    """Raise CheckpointError unless everything is in place or allowed not to be."""
+    misplaced = _misplaced(report, allow_new, allow_unused)
+    if not misplaced:
         return
     theirs = read_layout(named.state)
     ours = read_layout({uncompiled(name): value for name, value in held.items()})
     causes = []
     if theirs.structure != ours.structure:
         causes.append(f"the file holds {theirs}, the model is {ours}")
-    misfits = [entry for entry in new if entry.source_shape is not None]
-    for entry in misfits[:6]:
-        note = f" ({entry.note})" if "pos_embed" in entry.name else ""
-        shapes = f"{entry.source_shape} in the file and {entry.shape} in the model"
-        causes.append(f"{entry.name} is {shapes}{note}")
+    misfits = [e for e in misplaced if e.status == "new" and e.source_shape is not None]
+    for e in misfits[:6]:
+        note = f" ({e.note})" if "pos_embed" in e.name else ""
+        causes.append(f"{e.name} is {e.source_shape} in the file and {e.shape} in the model{note}")
     if len(misfits) > 6:
         causes.append(f"{len(misfits) - 6} more shapes differ")
-    seen = {uncompiled(entry.name) for entry in misfits}
-    for text, entries in (("missing in the file", new), ("without a place in the model", unused)):
-        names = [entry.name for entry in entries if uncompiled(entry.name) not in seen]
-        if names:
+    told = {uncompiled(entry.name) for entry in misfits}
+    texts = {"new": "missing in the file", "unused": "without a place in the model"}
+    rest = [entry for entry in misplaced if uncompiled(entry.name) not in told]
+    for status, text in texts.items():
+        if names := [entry.name for entry in rest if entry.status == status]:
             causes.append(f"{text} ({len(names)}): {listing(names)}")
-    hint = ""
-    if backbone and not any(_misplaced(report, *backbone)):
-        hint = "; pass backbone=True to take the backbone alone"
-    raise CheckpointError(
-        f"{report.file}: does not match the model: {'; '.join(causes)}{hint}", report
-    )
+    cause = "; ".join(causes)
+    raise CheckpointError(f"{report.file}: does not match the model: {cause}{hint}", report)
 
 
-def _misplaced(
-    report: LoadReport, allow_new: Iterable[str], allow_unused: Iterable[str]
-) -> tuple[list[Entry], list[Entry]]:
-    """New and unused tensors that these patterns do not allow to be.
-
-    A new tensor that is allowed takes the file's of its name along.
-    """
+def _misplaced(report: LoadReport, allow_new: Patterns, allow_unused: Patterns) -> list[Entry]:
+    """New and unused tensors that these patterns do not allow to be; a new one that is allowed
+    takes the file's of its name along."""
     replaced = {uncompiled(name) for name in report.names("new") if _matches(name, allow_new)}
-    new, unused = [], []
-    for entry in report.entries:
-        if entry.status == "new" and uncompiled(entry.name) not in replaced:
-            new.append(entry)
-        allowed = entry.name in replaced or any(
-            _matches(name, allow_unused) for name in (entry.name, entry.source or "")
-        )
-        if entry.status == "unused" and not allowed:
-            unused.append(entry)
-    return new, unused
+    new = [e for e in report.entries if e.status == "new" and uncompiled(e.name) not in replaced]
+    unused = [e for e in report.entries if e.status == "unused" and e.name not in replaced]
+    return new + [
+        e for e in unused if not any(_matches(n, allow_unused) for n in (e.name, e.source or ""))
+    ]
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
+def _matches(name: str, patterns: Patterns) -> bool:
     """Whether ``name``, or a module it lies in, is among ``patterns`` (``*`` for any text)."""
     heads = list(accumulate(name.split("."), "{}.{}".format))
     return any(fnmatchcase(head, pattern) for pattern in patterns for head in heads)
@@ -209,11 +169,10 @@ def inflate_state_dict(
     named = to_project(file, state)
     if is_clip(named.state):
         raise CheckpointError(f"{file}: is a clip model's already: it needs no inflation")
-    with torch.device("meta"):
-        held = MViTClassifier(config).state_dict()
-    fitted, report = fit_state_dict(file, named, held, config)
+    held = _without_memory(config)
+    fitted, report = fit_state_dict(file, named, held)
     allowed = ("head", "cls_token")
-    _judge(report, allowed, allowed, named, held)
+    _judge(report, named, held, allowed, allowed)
     return fitted, list(report.entries)
 
 
@@ -223,7 +182,7 @@ def convert_state_dict(
     *,
     prefix: str = "",
     input_size: tuple[int, ...] | None = None,
-    file: str = "the given tensors",
+    file: str = GIVEN,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """A checkpoint's tensors in another format.
 
@@ -235,8 +194,8 @@ def convert_state_dict(
         state: tensors in any known format; not changed.
         to: "image", "slowfast", "detectron2", "timm" or "torchvision".
         prefix: put in front of every name: "backbone.bottom_up." makes a part of a detector.
-        input_size: another nominal (H, W) or (T, H, W) to resample the position tables to: linear
-            for relative positions, bicubic for absolute ones of images. Published variants only.
+        input_size: another nominal (H, W) or (T, H, W) to resample the tables of relative
+            positions to, linearly. Published variants only, without absolute positions.
         file: what messages call the checkpoint.
 
     Returns:
@@ -244,8 +203,7 @@ def convert_state_dict(
         whose names are the new format's.
 
     Raises:
-        CheckpointError: names of no known format, or a model that ``to`` cannot hold; absolute
-            positions of clips among them.
+        CheckpointError: names of no known format, or a model that ``to`` cannot hold.
     """
     if to not in FORMATS:
         raise CheckpointError(f"{file}: format must be one of {', '.join(FORMATS)}, got {to!r}")
@@ -253,11 +211,13 @@ def convert_state_dict(
     if named.unknown and named.format != "detectron2":
         raise CheckpointError(f"{file}: no {named.format} names: {listing(named.unknown)}")
     layout = read_layout(named.known)
-    _check_target(file, layout, to)
-    held, config = _converted_model(file, named.known, layout, to, input_size)
-    fitted, report = fit_state_dict(file, named, held, config)
-    if lost := report.names("new"):
-        raise CheckpointError(f"{file}: cannot be resized to {input_size}: {listing(lost)}")
+    if cause := _obstacle(layout, to, input_size):
+        raise CheckpointError(f"{file}: {cause}")
+    held = _converted(named.known, layout, to, input_size)
+    fitted, report = fit_state_dict(file, named, held)
+    fixed = [name for name in fitted if ABS_POS.fullmatch(name) and input_size is not None]
+    if lost := [*report.names("new"), *fixed]:
+        raise CheckpointError(f"{file}: {listing(lost)} cannot be converted")
     renamed, targets = from_project(fitted, to, prefix)
     entries = []
     for entry in report.entries:
@@ -269,59 +229,45 @@ def convert_state_dict(
     return renamed, LoadReport(file, tuple(entries), named.format)
 
 
-def _check_target(file: str, layout: Layout, to: str) -> None:
+def _obstacle(layout: Layout, to: str, input_size: tuple[int, ...] | None) -> str:
+    """Why a model cannot be held by a format, or not at this size; "" if it can."""
     row = FORMATS[to]
-    if layout.rank not in row.ranks and layout.rank == 2:
-        raise CheckpointError(
-            f"{file}: holds {layout}, and {row.source} takes clips: inflate it first"
-        )
-    if row.needs_cls_token and not layout.cls_token:
-        raise CheckpointError(f"{file}: has no class token, which {row.source} cannot do without")
-    if layout.in_att is False and not row.grows_in_mlp:
-        raise CheckpointError(
-            f"{file}: its width grows in the MLP, in {row.source} it grows in attention"
-        )
+    if layout.rank == 2 and 2 not in row.ranks:
+        return f"holds {layout}, and {row.source} takes clips: inflate it first"
+    if row.one_model and not layout.cls_token:
+        return f"has no class token, which {row.source} cannot do without"
+    if row.one_model and layout.in_att is False:
+        return f"its width grows in the MLP, in {row.source} it grows in attention"
+    if input_size is not None and layout.variant is None:
+        return f"only published variants can be resized, it holds {layout}"
+    if input_size is not None and len(input_size) != layout.rank:
+        return f"input_size must have {layout.rank} sizes, got {input_size}"
+    return ""
 
 
-def _converted_model(
-    file: str,
-    state: Mapping[str, Tensor],
-    layout: Layout,
-    to: str,
-    input_size: tuple[int, ...] | None,
-) -> tuple[dict[str, Tensor], MViTConfig | None]:
-    """Tensors, without memory, of the shapes that ``to`` holds; the config of a resized model."""
-    still = layout.rank == 2 or 3 not in FORMATS[to].ranks
-    fixed = [name for name in state if ABS_POS.fullmatch(name)]
-    if fixed and layout.rank == 3 and (still or input_size is not None):
-        raise CheckpointError(f"{file}: {listing(fixed)} cannot be converted: {NOT_CONVERTED}")
-    config, tables = None, dict(state)
-    if input_size is not None:
-        config = _resized_config(file, layout, input_size)
-        with torch.device("meta"):
-            tables |= MViTClassifier(config).state_dict()
+def _converted(
+    state: Mapping[str, Tensor], layout: Layout, to: str, input_size: tuple[int, ...] | None
+) -> dict[str, Tensor]:
+    """Tensors, without memory, of the shapes that a format's model has."""
+    still, tables = layout.rank == 2 or 3 not in FORMATS[to].ranks, dict(state)
+    if input_size is not None and layout.variant is not None:
+        in_att = layout.in_att is not False
+        tables |= _without_memory(
+            MViTConfig.variant(layout.variant, input_size, dim_mul_in_att=in_att)
+        )
     held = {}
     for name, value in state.items():
-        shape = tuple(value.shape)
-        if "rel_pos_" in name:
-            if still and name.endswith("_t"):
-                continue
-            shape = tuple(tables[name].shape)
-        elif KERNELS.fullmatch(name) and still and len(shape) in (4, 5):
+        if still and name.endswith(".rel_pos_t"):
+            continue
+        shape = tuple(tables[name].shape if "rel_pos_" in name else value.shape)
+        if still and KERNELS.fullmatch(name):
             # PySlowFast's image models pool with a time axis of one frame.
             frame = (1,) if to == "slowfast" and ".pool_" in name else ()
             shape = (*shape[:2], *frame, *shape[-2:])
-        elif name == "pos_embed" and config is not None and len(shape) == 3:
-            cls_row, _ = square(shape[1]) or (0, 0)
-            shape = (1, cls_row + prod(config.blocks[0].thw), shape[2])
         held[name] = value.new_empty(shape, device="meta")
-    return held, config
+    return held
 
 
-def _resized_config(file: str, layout: Layout, input_size: tuple[int, ...]) -> MViTConfig:
-    if layout.variant is None:
-        raise CheckpointError(f"{file}: only published variants can be resized, it holds {layout}")
-    if len(input_size) != layout.rank:
-        raise CheckpointError(f"{file}: input_size must have {layout.rank} sizes, got {input_size}")
-    in_att = layout.in_att is not False
-    return MViTConfig.variant(layout.variant, input_size, dim_mul_in_att=in_att)
+def _without_memory(config: MViTConfig) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return MViTClassifier(config).state_dict()

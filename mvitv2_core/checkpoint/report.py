@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
+# As it is, resampled position table, inflated from an image to a clip model, centre frame of a clip
+# model, kept as the model has it, in the file alone.
 Status = Literal["loaded", "resampled", "inflated", "centre", "new", "unused"]
 
 
@@ -25,25 +27,14 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor.
+    """What became of one tensor."""
 
-    Args:
-        name: the model's name of it; the file's where the model has none ("unused").
-        status: "loaded" as it is, "resampled" position table, "inflated" from an image to a
-            clip model, "centre" frame taken of a clip model, "new" (kept as the model has it),
-            "unused" (in the file alone).
-        shape: in the model; in the file where unused.
-        source: the file's name of it, None where new.
-        source_shape: in the file.
-        note: what was done, or why nothing was.
-    """
-
-    name: str
+    name: str  # the model's name of it; the file's where the model has none ("unused")
     status: Status
-    shape: tuple[int, ...]
-    source: str | None = None
-    source_shape: tuple[int, ...] | None = None
-    note: str = ""
+    shape: tuple[int, ...]  # in the model; in the file where unused
+    source: str | None = None  # the file's name of it, None where new
+    source_shape: tuple[int, ...] | None = None  # in the file
+    note: str = ""  # what was done, or why nothing was
 
 
 @dataclass(frozen=True)
@@ -51,16 +42,11 @@ class LoadReport:
     """Accounts for every tensor of the model and of the file, each exactly once.
 
     ``str(report)`` is a table, ``report.to_json()`` the same as JSON.
-
-    Args:
-        file: path of the file, or what was given in its place.
-        entries: one per tensor.
-        format: whose names the file used.
     """
 
-    file: str
-    entries: tuple[Entry, ...]
-    format: str = ""
+    file: str  # path of the file, or what was given in its place
+    entries: tuple[Entry, ...]  # one per tensor
+    format: str = ""  # whose names the file used
 
     def names(self, status: Status) -> tuple[str, ...]:
         """Names of the tensors with this status."""
@@ -84,10 +70,10 @@ class LoadReport:
     def __str__(self) -> str:
         rows = [("tensor", "status", "shape", "in the file", "note")]
         for e in self.entries:
-            source = "" if e.source in (None, e.name) else f"{e.source} "
-            other = e.source_shape is not None and e.source_shape != e.shape
-            shape = show_shape(e.source_shape) if other else ""
-            rows.append((e.name, e.status, show_shape(e.shape), f"{source}{shape}".strip(), e.note))
+            words = [] if e.source in (None, e.name) else [e.source]
+            if e.source_shape not in (None, e.shape):
+                words.append(show_shape(e.source_shape))
+            rows.append((e.name, e.status, show_shape(e.shape), " ".join(words), e.note))
         return f"{self.summary()}\n{table(rows)}"
 
 
