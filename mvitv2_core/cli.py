@@ -28,7 +28,7 @@ from .checkpoint.describe import (
 )
 from .checkpoint.files import check_target, write_checkpoint
 from .checkpoint.formats import DETECTOR, FORMATS, to_project
-from .checkpoint.hub import weights_path
+from .checkpoint.load import weights_path
 from .config import MViTConfig
 from .cost import classifier_cost, show_cost
 from .recipes import recipe_path

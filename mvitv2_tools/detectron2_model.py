@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from mvitv2_core.checkpoint import CheckpointError, read_checkpoint
-from mvitv2_core.checkpoint.hub import weights_path
+from mvitv2_core.checkpoint.load import weights_path
 from mvitv2_core.checkpoint.report import listing
 from mvitv2_core.model_info import OFFICIAL
 

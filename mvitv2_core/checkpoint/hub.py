@@ -130,12 +130,6 @@ OFFICIAL: dict[str, Official] = dict(
 )
 
 
-def weights_path(path: str | os.PathLike[str]) -> str:
-    """A file as it is; an official name that is no file as the path of its download."""
-    name = os.fspath(path)
-    return official_path(name) if name in OFFICIAL and not os.path.exists(name) else name
-
-
 def official_path(name: str) -> str:
     """Path of an official file in torch.hub's cache, downloaded on first use.
 

@@ -17,7 +17,7 @@ from .describe import Layout, read_layout
 from .files import check_tensors, plain_state, read_checkpoint
 from .fit import ABS_POS, fit_state_dict
 from .formats import FORMATS, KERNELS, Named, from_project, is_clip, to_project, uncompiled
-from .hub import weights_path
+from .hub import OFFICIAL, official_path
 from .report import CheckpointError, Entry, LoadReport, listing
 
 OUTSIDE = ("head", "norm", "scale?_norm")  # what a backbone does without, in a model or a file
@@ -91,6 +91,12 @@ def load_checkpoint(
     return report
 
 
+def weights_path(path: str | os.PathLike[str]) -> str:
+    """A file as it is; an official name that is no file as the path of its download."""
+    name = os.fspath(path)
+    return official_path(name) if name in OFFICIAL and not os.path.exists(name) else name
+
+
 def _judge(
     report: LoadReport,
     named: Named,
@@ -127,8 +133,9 @@ def _judge(
 def _misplaced(report: LoadReport, allow_new: Patterns, allow_unused: Patterns) -> list[Entry]:
     """New and unused tensors that these patterns do not allow to be; a new one that is allowed
     takes the file's of its name along."""
-    replaced = {uncompiled(name) for name in report.names("new") if _matches(name, allow_new)}
-    new = [e for e in report.entries if e.status == "new" and uncompiled(e.name) not in replaced]
+    new = [entry for entry in report.entries if entry.status == "new"]
+    replaced = {uncompiled(e.name) for e in new if _matches(e.name, allow_new)}
+    new = [entry for entry in new if uncompiled(entry.name) not in replaced]
     unused = [e for e in report.entries if e.status == "unused" and e.name not in replaced]
     return new + [
         e for e in unused if not any(_matches(n, allow_unused) for n in (e.name, e.source or ""))
