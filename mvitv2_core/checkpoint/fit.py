@@ -66,10 +66,7 @@ def fit_state_dict(
 
 
 def fit_tensor(
-    name: str,
-    state: Mapping[str, Tensor],
-    shape: tuple[int, ...],
-    clips: tuple[bool, bool],
+    name: str, state: Mapping[str, Tensor], shape: tuple[int, ...], clips: tuple[bool, bool]
 ) -> Fitted | None:
     """One tensor at the model's shape, how it came to it and a note; None if it cannot.
 
