@@ -18,6 +18,7 @@ import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from functools import cache
+from types import SimpleNamespace
 from typing import IO, Any, NamedTuple
 
 import torch
@@ -57,13 +58,6 @@ class _Admitted:
         raise RefusedGlobal(f"a change of {self.name}")
 
 
-class _Values:
-    """What an ``argparse.Namespace`` becomes: trainers keep their arguments beside the weights."""
-
-    def __setstate__(self, state: object) -> None:
-        self.values = state
-
-
 # Stands for a storage: its bytes, (nbytes,) uint8, and what they are.
 class _Storage(NamedTuple):
     data: Tensor
@@ -89,7 +83,7 @@ def _table() -> dict[str, Any]:
     }
     sealed = {name: _Admitted(name, call) for name, call in calls.items()}
     dtypes = {f"torch.{n}": v for n, v in vars(torch).items() if isinstance(v, torch.dtype)}
-    return {**sealed, **dtypes, **STORAGES, "argparse.Namespace": _Values}
+    return {**sealed, **dtypes, **STORAGES, "argparse.Namespace": SimpleNamespace}
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:

@@ -51,11 +51,11 @@ class Layout:
         return self.depths, self.embed_dim, self.num_heads, self.in_att
 
     def __str__(self) -> str:
-        size = "x".join(map(str, self.input_size or "?"))
+        sides = "x".join(map(str, self.input_size or "?"))
         name = f"MViTv2-{self.variant}" if self.variant else "an unpublished MViTv2"
         place = ", growing in the MLP" if self.in_att is False else ""
         return (
-            f"{name} for {self.kind} of {size} (depths {list(self.depths)}, "
+            f"{name} for {self.kind} of {sides} (depths {list(self.depths)}, "
             f"width {self.embed_dim}{place}, heads {self.num_heads or '?'})"
         )
 

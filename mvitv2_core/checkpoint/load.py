@@ -81,10 +81,10 @@ def load_checkpoint(
     fitted, report = fit_state_dict(file, named, held)
     strict = tuple(allow_new), tuple(allow_unused)
     parts = (*strict[0], *OUTSIDE), (*strict[1], *OUTSIDE, "cls_token", *named.beside)
-    hint = ""
-    if not backbone and not _misplaced(report, *parts):
-        hint = "; pass backbone=True to take the backbone alone"
-    _judge(report, named, held, *(parts if backbone else strict), hint)
+    if misplaced := _misplaced(report, *(parts if backbone else strict)):
+        helps = not backbone and not _misplaced(report, *parts)
+        hint = "; pass backbone=True to take the backbone alone" if helps else ""
+        raise _mismatch(report, named, held, misplaced, hint)
     with torch.no_grad():
         for name, value in fitted.items():
             held[name].copy_(value)  # state_dict() shares the model's memory
@@ -97,37 +97,31 @@ def weights_path(path: str | os.PathLike[str]) -> str:
     return official_path(name) if name in OFFICIAL and not os.path.exists(name) else name
 
 
-def _judge(
-    report: LoadReport,
-    named: Named,
-    held: Mapping[str, Tensor],
-    allow_new: Patterns,
-    allow_unused: Patterns,
-    hint: str = "",
-) -> None:
-    """Raise CheckpointError unless everything is in place or allowed not to be."""
-    misplaced = _misplaced(report, allow_new, allow_unused)
-    if not misplaced:
-        return
+def _mismatch(
+    report: LoadReport, named: Named, held: Mapping[str, Tensor], misplaced: list[Entry], hint: str
+) -> CheckpointError:
+    """Says how a file differs from a model: structures, then shapes, then names."""
     theirs = read_layout(named.state)
     ours = read_layout({uncompiled(name): value for name, value in held.items()})
     causes = []
     if theirs.structure != ours.structure:
         causes.append(f"the file holds {theirs}, the model is {ours}")
-    misfits = [e for e in misplaced if e.status == "new" and e.source_shape is not None]
-    for e in misfits[:6]:
-        note = f" ({e.note})" if "pos_embed" in e.name else ""
-        causes.append(f"{e.name} is {e.source_shape} in the file and {e.shape} in the model{note}")
-    if len(misfits) > 6:
-        causes.append(f"{len(misfits) - 6} more shapes differ")
-    told = {uncompiled(entry.name) for entry in misfits}
+    misfits = {
+        e.name: f"{e.name} is {e.source_shape} in the file and {e.shape} in the model"
+        + (f" ({e.note})" if "pos_embed" in e.name else "")
+        for e in misplaced
+        if e.status == "new" and e.source_shape is not None
+    }
+    if misfits:
+        causes.append(listing(list(misfits.values()), 6))
+    told = {uncompiled(name) for name in misfits}
     texts = {"new": "missing in the file", "unused": "without a place in the model"}
     rest = [entry for entry in misplaced if uncompiled(entry.name) not in told]
     for status, text in texts.items():
         if names := [entry.name for entry in rest if entry.status == status]:
             causes.append(f"{text} ({len(names)}): {listing(names)}")
     cause = "; ".join(causes)
-    raise CheckpointError(f"{report.file}: does not match the model: {cause}{hint}", report)
+    return CheckpointError(f"{report.file}: does not match the model: {cause}{hint}", report)
 
 
 def _misplaced(report: LoadReport, allow_new: Patterns, allow_unused: Patterns) -> list[Entry]:
@@ -179,7 +173,8 @@ def inflate_state_dict(
     held = _without_memory(config)
     fitted, report = fit_state_dict(file, named, held)
     allowed = ("head", "cls_token")
-    _judge(report, named, held, allowed, allowed)
+    if misplaced := _misplaced(report, allowed, allowed):
+        raise _mismatch(report, named, held, misplaced, "")
     return fitted, list(report.entries)
 
 
