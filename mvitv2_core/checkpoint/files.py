@@ -66,9 +66,7 @@ def read_checkpoint(
         raise CheckpointError(f"{file}: holds no EMA weights; it holds {keys}")
     chosen = average if ema else nest
     weights = content[chosen] if chosen else content
-    state = plain_state(file, average_inside(weights) if ema else weights)
-    if check:
-        check_tensors(file, state)
+    state = plain_state(file, average_inside(weights) if ema else weights, check)
     beside = tuple(str(key) for key in content if key != chosen) if chosen else ()
     return Checkpoint(file, container, chosen, state, beside, average)
 
@@ -125,9 +123,10 @@ def _cause(error: Exception) -> str:
     return f"damaged or not a checkpoint: {type(error).__name__}: {first_line}"
 
 
-def plain_state(file: str, content: Mapping[Any, Any]) -> dict[str, Tensor]:
+def plain_state(file: str, content: Mapping[Any, Any], check: bool = False) -> dict[str, Tensor]:
     """Tensors by name from tensors or arrays by name, without what wrappers put into names;
-    CheckpointError for anything else than tensors by name, for nothing, for a name twice."""
+    CheckpointError for anything else than tensors by name, for nothing, for a name twice and,
+    with ``check``, for what cannot be a weight."""
     state: dict[str, Tensor] = {}
     numpy = sys.modules.get("numpy")
     for name, value in content.items():
@@ -145,6 +144,8 @@ def plain_state(file: str, content: Mapping[Any, Any]) -> dict[str, Tensor]:
         state[name] = value.detach()
     if not state:
         raise CheckpointError(f"{file}: holds no tensors")
+    if check:
+        _check_tensors(file, state)
     plain: dict[str, Tensor] = {}
     for name, short in unwrapped(state).items():
         if short in plain:
@@ -153,8 +154,7 @@ def plain_state(file: str, content: Mapping[Any, Any]) -> dict[str, Tensor]:
     return plain
 
 
-def check_tensors(file: str, state: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError where a tensor cannot be a weight."""
+def _check_tensors(file: str, state: Mapping[str, Tensor]) -> None:
     for name, value in state.items():
         if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
             raise CheckpointError(f"{file}: {name!r} is not a plain dense tensor")

@@ -179,8 +179,7 @@ def download(
 def _fetch(url: str, stream: BinaryIO, timeout: float, tries: int) -> None:
     cause = ""
     for attempt in range(tries):
-        if attempt:
-            time.sleep(min(0.5 * 2**attempt, 8.0))
+        time.sleep(min(0.5 * 2**attempt, 8.0) if attempt else 0.0)
         try:
             return _connect(url, stream, timeout)
         except urllib.error.HTTPError as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..config import MViTConfig
 from ..model import MViT, MViTClassifier
 from .describe import Layout, read_layout
-from .files import check_tensors, plain_state, read_checkpoint
+from .files import plain_state, read_checkpoint
 from .fit import ABS_POS, fit_state_dict
 from .formats import FORMATS, KERNELS, Named, from_project, is_clip, to_project, uncompiled
 from .hub import OFFICIAL, official_path
@@ -69,8 +69,7 @@ def load_checkpoint(
     if isinstance(path_or_state, Mapping):
         if ema:
             raise ValueError("ema=True needs a file: of given tensors, give the averaged ones")
-        file, state = GIVEN, plain_state(GIVEN, path_or_state)
-        check_tensors(file, state)
+        file, state = GIVEN, plain_state(GIVEN, path_or_state, check=True)
     else:
         checkpoint = read_checkpoint(weights_path(path_or_state), ema=ema)
         file, state = checkpoint.file, checkpoint.state
@@ -165,9 +164,7 @@ def inflate_state_dict(
         CheckpointError: ``state`` is a clip model's, or anything but class token and head does
             not match: absolute positions never do.
     """
-    state = plain_state(file, state)
-    check_tensors(file, state)
-    named = to_project(file, state)
+    named = to_project(file, plain_state(file, state, check=True))
     if is_clip(named.state):
         raise CheckpointError(f"{file}: is a clip model's already: it needs no inflation")
     held = _without_memory(config)
