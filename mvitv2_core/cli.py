@@ -28,7 +28,7 @@ from .checkpoint.describe import (
 )
 from .checkpoint.files import check_target, write_checkpoint
 from .checkpoint.formats import DETECTOR, FORMATS, to_project
-from .checkpoint.hub import OFFICIAL, official_path
+from .checkpoint.load import weights_path
 from .config import MViTConfig
 from .cost import classifier_cost, show_cost
 from .recipes import recipe_path
@@ -176,12 +176,8 @@ def _size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or found[1])
 
 
-def _file(name: str) -> str:
-    return official_path(name) if name in OFFICIAL and not os.path.exists(name) else name
-
-
 def _inspect(options: Any) -> int:
-    facts = inspect_checkpoint(_file(options.file))
+    facts = inspect_checkpoint(weights_path(options.file))
     print(json.dumps(facts, indent=2) if options.json else show_inspection(facts))
     return 0
 
@@ -190,7 +186,7 @@ def _convert(options: Any) -> int:
     check_target(options.output, options.to, options.force)
     if options.frames is not None and options.size is None:
         raise ValueError("--frames needs --size")
-    checkpoint = read_checkpoint(_file(options.input))
+    checkpoint = read_checkpoint(weights_path(options.input))
     size = options.size
     if options.frames is not None:
         size = (options.frames, *size)
@@ -208,7 +204,7 @@ def _convert(options: Any) -> int:
 
 def _inflate(options: Any) -> int:
     check_target(options.output, "slowfast", options.force)
-    checkpoint = read_checkpoint(_file(options.input))
+    checkpoint = read_checkpoint(weights_path(options.input))
     config = _clip_config(options, checkpoint)
     state, entries = inflate_state_dict(checkpoint.state, config, file=checkpoint.file)
     write_checkpoint(options.output, state, "slowfast", options.force)
@@ -240,7 +236,7 @@ def _clip_config(options: Any, checkpoint: Checkpoint) -> MViTConfig:
 
 
 def _diff(options: Any) -> int:
-    equal, text = diff_checkpoints(_file(options.a), _file(options.b))
+    equal, text = diff_checkpoints(weights_path(options.a), weights_path(options.b))
     print(text)
     return 0 if equal else 1
 

@@ -19,12 +19,14 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from mvitv2_core import LoadReport, MViT
-from mvitv2_core.checkpoint import CheckpointError, fit_checkpoint, read_content
-from mvitv2_core.checkpoint.files import WholeWrites, plain_state
-from mvitv2_core.checkpoint.formats import NESTS, uncompiled, unwrapped
-from mvitv2_core.checkpoint.path_handler import register_with
+from mvitv2_core.checkpoint import CheckpointError, read_content
+from mvitv2_core.checkpoint.files import plain_state
+from mvitv2_core.checkpoint.fit import fit_state_dict
+from mvitv2_core.checkpoint.formats import NESTS, to_project, uncompiled, unwrapped
 from mvitv2_core.checkpoint.report import listing
+from mvitv2_core.path_manager import WholeWrites, register_with
 
+FILE = "the checkpoint"
 SAFE_SUFFIXES = (".pkl", ".pyth", ".safetensors")
 
 
@@ -89,7 +91,7 @@ def _fit(
     for nest in NESTS:
         if isinstance(content.get(nest), Mapping):
             content = content[nest]
-    state = plain_state("the checkpoint", content)
+    state = plain_state(FILE, content)
     # Wrappers' parts of names are taken from the model's as they were from the file's.
     names = unwrapped(model.state_dict())
     own = {prefix: _inside(state, _plain(prefix, names)) for prefix in backbones}
@@ -97,7 +99,7 @@ def _fit(
         ours = {short: name for name, short in names.items()}
         state = {ours.get(name, name): value for name, value in state.items()}
         for prefix, inside in own.items():
-            fitted, report = fit_checkpoint(backbones[prefix], inside)
+            fitted, report = _fit_one(backbones[prefix], inside)
             state.update({prefix + name: value for name, value in fitted.items()})
             _log(logger, prefix, report)
         return {**checkpoint, "model": state}
@@ -106,12 +108,16 @@ def _fit(
     # A classifier's or another library's file: none of its names is the detector's.
     prefix, backbone = next(iter(backbones.items()))
     try:
-        fitted, report = fit_checkpoint(backbone, state)
+        fitted, report = _fit_one(backbone, state)
     except CheckpointError:  # not an MViTv2's: detectron2 matches what it can
         return checkpoint
     state = {prefix + name: value for name, value in fitted.items()}
     _log(logger, prefix, report)
     return {**checkpoint, "model": state, "matching_heuristics": False}
+
+
+def _fit_one(backbone: MViT, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
+    return fit_state_dict(FILE, to_project(FILE, state), backbone.state_dict())
 
 
 def _plain(prefix: str, names: Mapping[str, str]) -> str:

@@ -6,8 +6,8 @@ import logging
 from typing import Any
 
 from mvitv2_core.checkpoint import load_checkpoint
-from mvitv2_core.checkpoint.path_handler import local_path
 from mvitv2_core.model import MViT
+from mvitv2_core.path_manager import local_path
 
 logger = logging.getLogger(__name__)
 # A class token or head that the other side does not have, or of another number of classes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mvitv2_core.checkpoint.path_handler import register_with
+from mvitv2_core.path_manager import register_with
 
 from . import compat
 from .locate import HOW_TO_GET, PySlowFastError, find_root

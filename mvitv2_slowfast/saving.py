@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from mvitv2_core import MViT
-from mvitv2_core.checkpoint.files import WholeWrites
+from mvitv2_core.path_manager import WholeWrites
 
 
 def cure_checkpoint_writes() -> str | None:

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from mvitv2_core.checkpoint import CheckpointError, read_checkpoint
-from mvitv2_core.checkpoint.hub import official_path
+from mvitv2_core.checkpoint.load import weights_path
 from mvitv2_core.checkpoint.report import listing
 from mvitv2_core.model_info import OFFICIAL
 
@@ -229,7 +229,7 @@ _ConfigLoader.add_multi_constructor(f"{_PYTHON}object:", _object)
 
 def _load(model: torch.nn.Module, weights: str) -> None:
     """Load a detector's weights, all of them, through this project's reader."""
-    path = official_path(weights) if weights in OFFICIAL and not Path(weights).exists() else weights
+    path = weights_path(weights)
     state = read_checkpoint(path, check=False).state
     held = model.state_dict()
     wrong = [n for n, v in state.items() if n in held and held[n].shape != v.shape]

@@ -7,7 +7,7 @@ together) and ``describe`` (for people). ``report`` says what became of every te
 """
 
 from .files import Checkpoint, read_checkpoint, read_content
-from .load import convert_state_dict, fit_checkpoint, inflate_state_dict, load_checkpoint
+from .load import convert_state_dict, inflate_state_dict, load_checkpoint
 from .report import CheckpointError, Entry, LoadReport
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "Entry",
     "LoadReport",
     "convert_state_dict",
-    "fit_checkpoint",
     "inflate_state_dict",
     "load_checkpoint",
     "read_checkpoint",

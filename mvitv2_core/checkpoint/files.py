@@ -29,30 +29,18 @@ from .report import CheckpointError, listing
 PICKLES, TORCH = (".pkl", ".pickle"), (".pyth", ".pth", ".pt")
 NEEDED = "such files need safetensors (pip install safetensors)"
 SUFFIXES = (*TORCH, ".bin", ".ckpt", ".safetensors", *PICKLES)
-# One name, which the next write replaces after a kill, and which no trainer takes for a
-# checkpoint's: PySlowFast looks for "checkpoint" in names, detectron2 for ".pth" at their end.
-UNFINISHED = ".mvitv2-unfinished"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of one file.
+    """The weights of one file."""
 
-    Args:
-        file: its path.
-        container: "torch", "pickle" or "safetensors".
-        nest: the key that the weights lay under, "" where they lay at the top.
-        state: tensors by the file's names, without what wrappers put in front.
-        beside: names of what lay beside the weights (epoch, optimizer, ...).
-        ema: the key that an average of the weights lies under, "" where there is none.
-    """
-
-    file: str
-    container: str
-    nest: str
-    state: dict[str, Tensor]
-    beside: tuple[str, ...] = ()
-    ema: str = ""
+    file: str  # its path
+    container: str  # "torch", "pickle" or "safetensors"
+    nest: str  # the key that the weights lay under, "" where they lay at the top
+    state: dict[str, Tensor]  # by the file's names, without what wrappers put in front
+    beside: tuple[str, ...] = ()  # names of what lay beside the weights (epoch, optimizer, ...)
+    ema: str = ""  # the key that an average of the weights lies under, "" where there is none
 
 
 def read_checkpoint(
@@ -78,9 +66,7 @@ def read_checkpoint(
         raise CheckpointError(f"{file}: holds no EMA weights; it holds {keys}")
     chosen = average if ema else nest
     weights = content[chosen] if chosen else content
-    state = plain_state(file, average_inside(weights) if ema else weights)
-    if check:
-        check_tensors(file, state)
+    state = plain_state(file, average_inside(weights) if ema else weights, check)
     beside = tuple(str(key) for key in content if key != chosen) if chosen else ()
     return Checkpoint(file, container, chosen, state, beside, average)
 
@@ -108,54 +94,58 @@ def read_file(path: str | os.PathLike[str]) -> tuple[str, Any]:
             f"one of the official names in MODEL_ZOO.md"
         )
     try:
+        if not os.path.getsize(file):
+            raise EOFError("the file is empty")
+        if suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return "safetensors", load_file(file)
         with open(file, "rb") as stream:
-            if not stream.read(1):
-                raise EOFError("the file is empty")
-            stream.seek(0)
-            if suffix == ".safetensors":
-                return "safetensors", _read_safetensors(file)
             # Private: what somebody writes to a tensor stays in memory.
             buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
             if suffix in PICKLES and buffer[:4] != b"PK\x03\x04":
                 return "pickle", read_pickle(stream, len(buffer))
             return "torch", read_torch(stream, buffer)
-    except ImportError as error:
-        raise CheckpointError(f"{file}: {NEEDED}") from error
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: no such file") from error
-    except RefusedGlobal as error:
-        raise CheckpointError(
-            f"{file}: asks for {error}, which a checkpoint has no need of; nothing of it was run"
-        ) from error
     except Exception as error:  # damaged files make readers raise anything
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a wild seek
-            raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from error
-        cause = f"{type(error).__name__}: {[*str(error).strip().splitlines(), ''][0][:200]}"
-        raise CheckpointError(f"{file}: damaged or not a checkpoint: {cause}") from error
+        raise CheckpointError(f"{file}: {_cause(error)}") from error
 
 
-def _read_safetensors(file: str) -> dict[str, Tensor]:
-    from safetensors import safe_open
+def _cause(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return NEEDED
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, RefusedGlobal):
+        return f"asks for {error}, which a checkpoint has no need of; nothing of it was run"
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a wild seek
+        return f"cannot be read: {error.strerror or error}"
+    first_line = str(error).strip().partition("\n")[0][:200]
+    return f"damaged or not a checkpoint: {type(error).__name__}: {first_line}"
 
-    with safe_open(file, framework="pt", device="cpu") as handle:
-        return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
 
-
-def plain_state(file: str, content: Mapping[Any, Any]) -> dict[str, Tensor]:
+def plain_state(file: str, content: Mapping[Any, Any], check: bool = False) -> dict[str, Tensor]:
     """Tensors by name from tensors or arrays by name, without what wrappers put into names;
-    CheckpointError for anything else than tensors by name, for nothing, for a name twice."""
+    CheckpointError for anything else than tensors by name, for nothing, for a name twice and,
+    with ``check``, for what cannot be a weight."""
     state: dict[str, Tensor] = {}
     numpy = sys.modules.get("numpy")
     for name, value in content.items():
         if not isinstance(name, str):
             raise CheckpointError(f"{file}: holds a tensor named {name!r}, which is no text")
         if numpy is not None and isinstance(value, numpy.ndarray):
-            value = _tensor(file, name, value)
+            if value.dtype.kind not in "fiub":
+                raise CheckpointError(
+                    f"{file}: {name!r} is an array of {value.dtype}, not of numbers"
+                )
+            native, copy = value.dtype.newbyteorder("="), not value.flags.writeable
+            value = torch.from_numpy(value.astype(native, order="C", copy=copy))
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{file}: {name!r} is a {type(value).__name__}, not a tensor")
         state[name] = value.detach()
     if not state:
         raise CheckpointError(f"{file}: holds no tensors")
+    if check:
+        _check_tensors(file, state)
     plain: dict[str, Tensor] = {}
     for name, short in unwrapped(state).items():
         if short in plain:
@@ -164,24 +154,20 @@ def plain_state(file: str, content: Mapping[Any, Any]) -> dict[str, Tensor]:
     return plain
 
 
-def _tensor(file: str, name: str, array: Any) -> Tensor:
-    if array.dtype.kind not in "fiub":
-        raise CheckpointError(f"{file}: {name!r} is an array of {array.dtype}, not of numbers")
-    array = array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
-def check_tensors(file: str, state: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError where a tensor cannot be a weight."""
+def _check_tensors(file: str, state: Mapping[str, Tensor]) -> None:
     for name, value in state.items():
         if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
             raise CheckpointError(f"{file}: {name!r} is not a plain dense tensor")
     wrong = [f"{n} ({v.dtype})" for n, v in state.items() if not v.dtype.is_floating_point]
     if wrong:
         raise CheckpointError(f"{file}: weights must be floating point, not so {listing(wrong)}")
-    broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
-    if broken:
+    if broken := not_finite(state):
         raise CheckpointError(f"{file}: NaN or infinite values in {listing(broken)}")
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinite values."""
+    return [name for name, value in state.items() if not torch.isfinite(value).all()]
 
 
 @contextmanager
@@ -196,10 +182,8 @@ def whole_file(path: str | os.PathLike[str], name: str = "") -> Iterator[str]:
     path = os.fspath(path)
     unfinished = name or f".mvitv2-{secrets.token_hex(6)}.tmp"
     unfinished = os.path.join(os.path.dirname(path), unfinished)
-    kind = os.O_TRUNC if name else os.O_EXCL
-    handle = os.open(unfinished, os.O_CREAT | os.O_RDWR | kind, 0o666)
-    mode = stat.S_IMODE(os.fstat(handle).st_mode)
-    os.close(handle)
+    with open(unfinished, "wb" if name else "xb") as stream:
+        mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
     try:
         yield unfinished
         with open(unfinished, "rb+") as stream:
@@ -210,38 +194,6 @@ def whole_file(path: str | os.PathLike[str], name: str = "") -> Iterator[str]:
         with suppress(FileNotFoundError):
             os.unlink(unfinished)
         raise
-
-
-class WholeWrites:
-    """A path manager like ``manager``, except that files opened for writing appear on closing.
-
-    detectron2 and PySlowFast write in place: killed, they leave half a checkpoint, from which
-    PySlowFast resumes, or (detectron2) an empty file for the last checkpoint's name. Paths with
-    a scheme, such as "s3://bucket/file", are left to ``manager``: its stores have their own rules.
-
-    Args:
-        manager: an ``iopath.common.file_io.PathManager``, or anything with its ``open``.
-    """
-
-    def __init__(self, manager: Any) -> None:
-        self._manager = manager
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._manager, name)
-
-    def open(self, path: str, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        """``manager.open``; with a mode of "w" or "wb" it must be used in a ``with`` statement."""
-        if not mode.startswith("w") or "://" in path:
-            return self._manager.open(path, mode, *args, **kwargs)
-        return self._open_whole(path, mode, *args, **kwargs)
-
-    @contextmanager
-    def _open_whole(self, path: str, mode: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        with (
-            whole_file(path, UNFINISHED) as unfinished,
-            self._manager.open(unfinished, mode, *args, **kwargs) as stream,
-        ):
-            yield stream
 
 
 def write_checkpoint(

@@ -7,6 +7,7 @@ repositories, so most rows are the identity.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from .report import CheckpointError
 
 # Every name that an MViTv2 can have here. {i} block, {x} one of q, k, v, {a} axis, {p} weight or
-# bias, {n} scale.
+# bias, {n} scale. In timm's, {m} is where the width grows.
 # fmt: off
 NAMES = (
     "patch_embed.proj.{p}", "cls_token",
@@ -29,10 +30,10 @@ NAMES = (
 )
 # fmt: on
 FIELDS = {"i": r"\d+", "x": "[qkv]", "a": "[thw]", "p": "weight|bias", "n": "[2-5]"}
-TIME = ("pos_embed_spatial", "pos_embed_temporal", "pos_embed_class", "blocks.{i}.attn.rel_pos_t")
+TIME = ("pos_embed_spatial", "pos_embed_temporal", "pos_embed_class")
 SCALES = ("scale{n}_norm.{p}",)
 KERNELS = re.compile(r"patch_embed\.proj\.weight|blocks\.\d+\.attn\.pool_[qkv]\.weight")
-DETECTOR = "backbone.bottom_up."
+DETECTOR, STAGE = "backbone.bottom_up.", r"stages\.(\d+)\.blocks\.(\d+)\."
 # Where files keep the weights, and where a moving average of them: timm's trainer; DeiT's,
 # ConvNeXt's and torchvision's; d2go's; others'.
 NESTS = ("model_state", "state_dict", "model")
@@ -42,35 +43,23 @@ COMPILED, WRAPPERS = "_orig_mod", ("module.", "model.")  # torch.compile; DDP, L
 
 @dataclass(frozen=True)
 class Format:
-    """One ecosystem's checkpoints.
+    """One ecosystem's checkpoints."""
 
-    Args:
-        name, source: what it is called on the command line, and whose it is.
-        ranks: 2 where it holds images, 3 where it holds clips.
-        lacks: the project's names that it has no place for.
-        renamed: its names, where they differ from the project's.
-        renamed_mlp: the same for models whose width grows in the MLP, where they differ again.
-        needs_cls_token: whether all of its models have a class token.
-        grows_in_mlp: whether it knows models whose width grows in the MLP.
-    """
-
-    name: str
-    source: str
-    ranks: tuple[int, ...]
-    lacks: tuple[str, ...]
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    renamed_mlp: Mapping[str, str] = field(default_factory=dict)
-    needs_cls_token: bool = False
-    grows_in_mlp: bool = True
+    source: str  # whose they are
+    ranks: tuple[int, ...]  # 2 where it holds images, 3 where it holds clips
+    lacks: tuple[str, ...]  # the project's names that it has no place for
+    renamed: Mapping[str, str] = field(default_factory=dict)  # its names where they differ
+    one_model: bool = False  # it has one alone: with class token, width growing in attention
 
     def table(self, in_att: bool = True) -> dict[str, str]:
         """Its name of each of the project's that it has a place for."""
-        renamed = {**self.renamed, **({} if in_att else self.renamed_mlp)}
-        return {name: renamed.get(name, name) for name in NAMES if name not in self.lacks}
+        kept = [name for name in NAMES if name not in self.lacks]
+        place = "attn" if in_att else "mlp"
+        return {name: self.renamed.get(name, name).replace("{m}", place) for name in kept}
 
 
 _TIMM = {  # whose blocks are numbered inside of stages: see _from_stages
-    "blocks.{i}.proj.{p}": "blocks.{i}.shortcut_proj_attn.{p}",
+    "blocks.{i}.proj.{p}": "blocks.{i}.shortcut_proj_{m}.{p}",
     "head.projection.{p}": "head.fc.{p}",
 }
 _TORCHVISION = {
@@ -85,22 +74,19 @@ _TORCHVISION = {
     "head.projection.{p}": "head.1.{p}",
 }
 _HEAD = ("cls_token", "norm.{p}", "head.projection.{p}")
+_MARKS = {  # what begins names of theirs alone
+    "detectron2": r"backbone\.bottom_up\.|scale[2-5]_norm\.",
+    "timm": STAGE,
+    "torchvision": r"conv_proj\.weight$",
+}
 FORMATS = {
-    row.name: row
-    for row in (
-        Format("image", "facebookresearch/mvit", (2,), (*TIME, *SCALES)),
-        Format("slowfast", "PySlowFast", (2, 3), SCALES),
-        Format("detectron2", "detectron2", (2,), (*TIME, *_HEAD)),
-        Format(
-            *("timm", "timm", (2,), (*TIME, *SCALES), _TIMM),
-            renamed_mlp={"blocks.{i}.proj.{p}": "blocks.{i}.shortcut_proj_mlp.{p}"},
-        ),
-        Format(
-            *("torchvision", "torchvision", (3,), ("pos_embed", *TIME[:3], *SCALES), _TORCHVISION),
-            needs_cls_token=True,
-            grows_in_mlp=False,
-        ),
-    )
+    "image": Format("facebookresearch/mvit", (2,), (*TIME, *SCALES)),
+    "slowfast": Format("PySlowFast", (2, 3), SCALES),
+    "detectron2": Format("detectron2", (2,), (*TIME, *_HEAD)),
+    "timm": Format("timm", (2,), (*TIME, *SCALES), _TIMM),
+    "torchvision": Format(
+        "torchvision", (3,), ("pos_embed", *TIME, *SCALES), _TORCHVISION, one_model=True
+    ),
 }
 
 
@@ -108,21 +94,17 @@ class Renamer:
     """Renames by a table of templates; None for names that no row matches."""
 
     def __init__(self, table: Mapping[str, str]) -> None:
-        self.rows = [(re.compile(_pattern(old)), new) for old, new in table.items()]
+        def pattern(template: str) -> str:
+            fields = r"\\{(\w)\\}"
+            return re.sub(fields, lambda m: f"(?P<{m[1]}>{FIELDS[m[1]]})", re.escape(template))
+
+        self.rows = [(re.compile(pattern(old)), new) for old, new in table.items()]
 
     def __call__(self, name: str) -> str | None:
         for pattern, new in self.rows:
             if found := pattern.fullmatch(name):
                 return new.format(**found.groupdict())
         return None
-
-
-def _pattern(template: str) -> str:
-    parts = re.split(r"\{(\w)\}", template)
-    return "".join(
-        f"(?P<{part}>{FIELDS[part]})" if index % 2 else re.escape(part)
-        for index, part in enumerate(parts)
-    )
 
 
 def weights_keys(file: str, content: Mapping[Any, Any]) -> tuple[str, str]:
@@ -173,34 +155,30 @@ def uncompiled(name: str) -> str:
 
 @dataclass(frozen=True)
 class Named:
-    """A checkpoint's tensors under the project's names.
+    """A checkpoint's tensors under the project's names."""
 
-    Args:
-        format: whose names it had.
-        state: tensors under the project's names; those without one keep their own.
-        sources: the checkpoint's own name of each.
-        unknown: names that the format does not know.
-    """
-
-    format: str
-    state: dict[str, Tensor]
-    sources: dict[str, str]
-    unknown: tuple[str, ...]
+    format: str  # whose names it had
+    state: dict[str, Tensor]  # under the project's names; those without one keep their own
+    sources: dict[str, str]  # the checkpoint's own name of each
+    unknown: tuple[str, ...]  # names that the format does not know
 
     @property
     def known(self) -> dict[str, Tensor]:
         """The tensors that the format knows."""
-        return {name: value for name, value in self.state.items() if name not in {*self.unknown}}
+        return {name: value for name, value in self.state.items() if name not in self.unknown}
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What a full detector's file holds beside the backbone; nothing in other files."""
+        detector = any(name.startswith(DETECTOR) for name in self.sources.values())
+        return self.unknown if detector else ()
 
 
 def detect(file: str, state: Mapping[str, Tensor]) -> str:
     """Name of the format that a checkpoint's names are of; CheckpointError if of none."""
-    if any(re.match(rf"{re.escape(DETECTOR)}|scale[2-5]_norm\.", name) for name in state):
-        return "detectron2"
-    if any(re.match(r"stages\.\d+\.blocks\.\d+\.", name) for name in state):
-        return "timm"
-    if "conv_proj.weight" in state:
-        return "torchvision"
+    for format, mark in _MARKS.items():
+        if any(re.match(mark, name) for name in state):
+            return format
     known = Renamer({name: name for name in NAMES})
     if any(known(name) for name in state):
         deep = any(v.ndim == 5 for name, v in state.items() if KERNELS.fullmatch(name))
@@ -209,27 +187,24 @@ def detect(file: str, state: Mapping[str, Tensor]) -> str:
     raise CheckpointError(f"{file}: names of no known MViTv2 checkpoint: {first}, ...")
 
 
-def to_project(file: str, state: Mapping[str, Tensor], format: str = "") -> Named:
+def to_project(file: str, state: Mapping[str, Tensor]) -> Named:
     """A checkpoint's tensors under the project's names; their values are shared, not copied.
 
     Raises:
-        CheckpointError: the format is not recognised where none is given, or two names become
-            one; names ``file``.
+        CheckpointError: names of no known format, or two names become one; names ``file``.
     """
-    format = format or detect(file, state)
-    theirs = {name: name for name in state}
-    inside = {name for name in state if name.startswith(DETECTOR)}
-    if format == "detectron2" and inside:  # a full detector's file: other tensors lie beside
-        theirs = {n: n.removeprefix(DETECTOR) if n in inside else f"\0{n}" for n in state}
-    elif format == "timm":
-        theirs = _from_stages(state)
+    format = detect(file, state)
     tables = (FORMATS[format].table(in_att) for in_att in (True, False))
-    rename, rename_mlp = (Renamer({new: old for old, new in t.items()}) for t in tables)
+    rename = Renamer({new: old for table in tables for old, new in table.items()})
+    theirs: Mapping[str, str] = _from_stages(state) if format == "timm" else {n: n for n in state}
+    # In a full detector's file other tensors lie beside the backbone's.
+    inside = DETECTOR if any(name.startswith(DETECTOR) for name in state) else ""
     named: dict[str, Tensor] = {}
     sources: dict[str, str] = {}
     unknown = []
     for original, name in theirs.items():
-        ours, value = rename(name) or rename_mlp(name), state[original]
+        value = state[original]
+        ours = rename(name.removeprefix(inside)) if name.startswith(inside) else None
         if ours is None:
             ours = original
             unknown.append(original)
@@ -259,7 +234,7 @@ def from_project(
         if name is None:
             continue
         if format == "timm" and (found := re.match(r"blocks\.(\d+)\.", name)):
-            stage = max(s for s, start in enumerate(starts[:-1]) if start <= int(found[1]))
+            stage = bisect_right(starts[:-1], int(found[1])) - 1
             place = f"stages.{stage}.blocks.{int(found[1]) - starts[stage]}."
             name = place + name[found.end() :]
         if ours == "cls_token" and format == "torchvision":
@@ -270,8 +245,7 @@ def from_project(
 
 def _from_stages(state: Mapping[str, Tensor]) -> dict[str, str]:
     """timm's names with blocks counted through: stages.1.blocks.0 -> blocks.1 after one block."""
-    pattern = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.")
-    found = {name: pattern.match(name) for name in state}
+    found = {name: re.match(STAGE, name) for name in state}
     places = sorted({(int(m[1]), int(m[2])) for m in found.values() if m})
     return {
         name: f"blocks.{places.index((int(m[1]), int(m[2])))}.{name[m.end() :]}" if m else name
@@ -285,15 +259,27 @@ def stage_starts(state: Mapping[str, Tensor]) -> tuple[list[int], bool | None]:
     Returns:
         These numbers, and whether the width grows in attention; None where it never grows.
     """
-    found = (re.match(r"blocks\.(\d+)\.", name) for name in state)
-    depth = max((int(m[1]) + 1 for m in found if m), default=0)
-    starts, in_att = [0], None
-    for i in range(depth):
-        names = (f"blocks.{i}.{layer}.weight" for layer in ("attn.qkv", "attn.proj", "mlp.fc2"))
-        qkv, proj, fc2 = (tuple(state[name].shape) if name in state else () for name in names)
-        dim = qkv[1:2]
-        if dim and proj and dim != proj[:1]:
-            starts, in_att = [*starts, i], True
-        elif dim and fc2 and dim != fc2[:1]:
-            starts, in_att = [*starts, i + 1], False
-    return [*starts, depth], in_att
+    blocks = {int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name))}
+    depth = max(blocks, default=-1) + 1
+    # A block whose width grows has a projection of its shortcut.
+    growing = sorted(i for i in blocks if f"blocks.{i}.proj.weight" in state)
+    if not growing:
+        return [0, depth], None
+    attn = f"blocks.{growing[0]}.attn"
+    in_att = size(state, f"{attn}.qkv.weight", 1) != size(state, f"{attn}.proj.weight")
+    return [0, *(i if in_att else i + 1 for i in growing), depth], in_att
+
+
+def size(state: Mapping[str, Tensor], name: str, axis: int = 0) -> int | None:
+    """Length of a tensor along an axis; None without such a tensor or axis."""
+    tensor = state.get(name)
+    return tensor.shape[axis] if tensor is not None and tensor.ndim > axis else None
+
+
+def is_clip(state: Mapping[str, Tensor]) -> bool:
+    """Whether a model is for clips: kernels over more than one frame, or positions in time."""
+    return any(
+        re.fullmatch(r"blocks\.\d+\.attn\.rel_pos_t", name)
+        or (value.ndim == 5 and value.shape[2] > 1 and KERNELS.fullmatch(name))
+        for name, value in state.items()
+    )

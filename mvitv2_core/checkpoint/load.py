@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from ..config import MViTConfig
 from ..model import MViT, MViTClassifier
-from .describe import read_layout
-from .files import check_tensors, plain_state, read_checkpoint
-from .fit import centre_frame, fit_state_dict, is_clip, resize, shapes_of
-from .formats import DETECTOR, FORMATS, KERNELS, Named, from_project, to_project, uncompiled
+from .describe import Layout, read_layout
+from .files import plain_state, read_checkpoint
+from .fit import ABS_POS, fit_state_dict
+from .formats import FORMATS, KERNELS, Named, from_project, is_clip, to_project, uncompiled
 from .hub import OFFICIAL, official_path
 from .report import CheckpointError, Entry, LoadReport, listing
 
-HEAD = ("head",)
-# What a backbone does without, on either side, and what it alone does without of a file.
-OUTSIDE, DROPPED = ("head", "norm", "scale?_norm"), ("cls_token",)
+OUTSIDE = ("head", "norm", "scale?_norm")  # what a backbone does without, in a model or a file
+GIVEN = "the given tensors"
+Patterns = Sequence[str]
 
 
 def load_checkpoint(
@@ -67,99 +69,76 @@ def load_checkpoint(
     if isinstance(path_or_state, Mapping):
         if ema:
             raise ValueError("ema=True needs a file: of given tensors, give the averaged ones")
-        file = "the given tensors"
-        state = plain_state(file, path_or_state)
-        check_tensors(file, state)
+        file, state = GIVEN, plain_state(GIVEN, path_or_state, check=True)
     else:
-        path = os.fspath(path_or_state)
-        known = path in OFFICIAL and not os.path.exists(path)
-        checkpoint = read_checkpoint(official_path(path) if known else path, ema=ema)
+        checkpoint = read_checkpoint(weights_path(path_or_state), ema=ema)
         file, state = checkpoint.file, checkpoint.state
     held = model.state_dict()
     if any(value.device.type == "meta" for value in held.values()):
         raise ValueError("model must hold its tensors: it is on the meta device")
     named = to_project(file, state)
-    fitted, report = _fit(file, named, held, model.config)
-    allowed = tuple(allow_new), tuple(allow_unused)
-    detector = any(name.startswith(DETECTOR) for name in named.sources.values())
-    outside = named.unknown if detector else ()
-    parts = (*allowed[0], *OUTSIDE), (*allowed[1], *OUTSIDE, *DROPPED, *outside)
-    hint = ""
-    if not backbone and not any(report.misplaced(*parts)):
-        hint = "; pass backbone=True to take the backbone alone"
-    _judge(report, *(parts if backbone else allowed), named, held, hint)
+    fitted, report = fit_state_dict(file, named, held)
+    strict = tuple(allow_new), tuple(allow_unused)
+    parts = (*strict[0], *OUTSIDE), (*strict[1], *OUTSIDE, "cls_token", *named.beside)
+    if misplaced := _misplaced(report, *(parts if backbone else strict)):
+        helps = not backbone and not _misplaced(report, *parts)
+        hint = "; pass backbone=True to take the backbone alone" if helps else ""
+        raise _mismatch(report, named, held, misplaced, hint)
     with torch.no_grad():
         for name, value in fitted.items():
             held[name].copy_(value)  # state_dict() shares the model's memory
     return report
 
 
-def fit_checkpoint(
-    model: MViT, state: Mapping[str, Tensor], file: str = "the given tensors"
-) -> tuple[dict[str, Tensor], LoadReport]:
-    """A checkpoint's tensors at the names and shapes of ``model``, without loading them.
-
-    For adapters whose trainers load by themselves: nothing is judged.
-
-    Raises:
-        CheckpointError: names of no known format.
-    """
-    return _fit(file, to_project(file, state), model.state_dict(), model.config)
+def weights_path(path: str | os.PathLike[str]) -> str:
+    """A file as it is; an official name that is no file as the path of its download."""
+    name = os.fspath(path)
+    return official_path(name) if name in OFFICIAL and not os.path.exists(name) else name
 
 
-def _fit(
-    file: str, named: Named, held: Mapping[str, Tensor], config: MViTConfig
-) -> tuple[dict[str, Tensor], LoadReport]:
-    ours = {uncompiled(name): name for name in held}  # blocks may be compiled one by one
-    shapes = {uncompiled(name): shape for name, shape in shapes_of(held).items()}
-    fitted, entries = fit_state_dict(named.state, shapes, config)
-    named_entries = (
-        replace(
-            entry,
-            name=entry.name if entry.status == "unused" else ours[entry.name],
-            source=None if entry.source is None else named.sources[entry.source],
-        )
-        for entry in entries
-    )
-    renamed = {ours[name]: value for name, value in fitted.items()}
-    return renamed, LoadReport(file, tuple(named_entries), named.format)
-
-
-def _judge(
-    report: LoadReport,
-    allow_new: Iterable[str],
-    allow_unused: Iterable[str],
-    named: Named,
-    held: Mapping[str, Tensor],
-    hint: str = "",
-) -> None:
-    """Raise CheckpointError unless everything is in place or allowed not to be."""
-    new, unused = report.misplaced(allow_new, allow_unused)
-    if not new and not unused:
-        return
+def _mismatch(
+    report: LoadReport, named: Named, held: Mapping[str, Tensor], misplaced: list[Entry], hint: str
+) -> CheckpointError:
+    """Says how a file differs from a model: structures, then shapes, then names."""
     theirs = read_layout(named.state)
     ours = read_layout({uncompiled(name): value for name, value in held.items()})
     causes = []
     if theirs.structure != ours.structure:
         causes.append(f"the file holds {theirs}, the model is {ours}")
-    entries = {(entry.status, entry.name): entry for entry in report.entries}
-    misfits = [name for name in new if ("unused", name) in entries]
-    for name in misfits[:6]:
-        entry = entries["new", name]
-        note = f" ({entry.note})" if "pos_embed" in name else ""
-        causes.append(
-            f"{name} is {entry.source_shape} in the file and {entry.shape} in the model{note}"
-        )
-    if len(misfits) > 6:
-        causes.append(f"{len(misfits) - 6} more shapes differ")
-    missing = [name for name in new if name not in misfits]
-    if missing:
-        causes.append(f"missing in the file ({len(missing)}): {listing(missing)}")
-    extra = [name for name in unused if name not in misfits]
-    if extra:
-        causes.append(f"without a place in the model ({len(extra)}): {listing(extra)}")
+    misfits = {
+        e.name: f"{e.name} is {e.source_shape} in the file and {e.shape} in the model"
+        + (f" ({e.note})" if "pos_embed" in e.name else "")
+        for e in misplaced
+        if e.status == "new" and e.source_shape is not None
+    }
+    if misfits:
+        causes.append(listing(list(misfits.values()), 6))
+    told = {uncompiled(name) for name in misfits}
+    texts = {"new": "missing in the file", "unused": "without a place in the model"}
+    rest = [entry for entry in misplaced if uncompiled(entry.name) not in told]
+    for status, text in texts.items():
+        if names := [entry.name for entry in rest if entry.status == status]:
+            causes.append(f"{text} ({len(names)}): {listing(names)}")
     cause = "; ".join(causes)
-    raise CheckpointError(f"{report.file}: does not match the model: {cause}{hint}", report)
+    return CheckpointError(f"{report.file}: does not match the model: {cause}{hint}", report)
+
+
+def _misplaced(report: LoadReport, allow_new: Patterns, allow_unused: Patterns) -> list[Entry]:
+    """New and unused tensors that these patterns do not allow to be; a new one that is allowed
+    takes the file's of its name along."""
+    new = [entry for entry in report.entries if entry.status == "new"]
+    replaced = {uncompiled(e.name) for e in new if _matches(e.name, allow_new)}
+    new = [entry for entry in new if uncompiled(entry.name) not in replaced]
+    unused = [e for e in report.entries if e.status == "unused" and e.name not in replaced]
+    return new + [
+        e for e in unused if not any(_matches(n, allow_unused) for n in (e.name, e.source or ""))
+    ]
+
+
+def _matches(name: str, patterns: Patterns) -> bool:
+    """Whether ``name``, or a module it lies in, is among ``patterns`` (``*`` for any text)."""
+    heads = list(accumulate(name.split("."), "{}.{}".format))
+    return any(fnmatchcase(head, pattern) for pattern in patterns for head in heads)
 
 
 def inflate_state_dict(
@@ -185,16 +164,14 @@ def inflate_state_dict(
         CheckpointError: ``state`` is a clip model's, or anything but class token and head does
             not match: absolute positions never do.
     """
-    state = plain_state(file, state)
-    check_tensors(file, state)
-    named = to_project(file, state)
-    if is_clip(shapes_of(named.state)):
+    named = to_project(file, plain_state(file, state, check=True))
+    if is_clip(named.state):
         raise CheckpointError(f"{file}: is a clip model's already: it needs no inflation")
-    with torch.device("meta"):
-        held = MViTClassifier(config).state_dict()
-    fitted, report = _fit(file, named, held, config)
-    allowed = (*HEAD, "cls_token")
-    _judge(report, allowed, allowed, named, held)
+    held = _without_memory(config)
+    fitted, report = fit_state_dict(file, named, held)
+    allowed = ("head", "cls_token")
+    if misplaced := _misplaced(report, allowed, allowed):
+        raise _mismatch(report, named, held, misplaced, "")
     return fitted, list(report.entries)
 
 
@@ -204,7 +181,7 @@ def convert_state_dict(
     *,
     prefix: str = "",
     input_size: tuple[int, ...] | None = None,
-    file: str = "the given tensors",
+    file: str = GIVEN,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """A checkpoint's tensors in another format.
 
@@ -216,8 +193,8 @@ def convert_state_dict(
         state: tensors in any known format; not changed.
         to: "image", "slowfast", "detectron2", "timm" or "torchvision".
         prefix: put in front of every name: "backbone.bottom_up." makes a part of a detector.
-        input_size: another nominal (H, W) or (T, H, W) to resample the position tables to: linear
-            for relative positions, bicubic for absolute ones of images. Published variants only.
+        input_size: another nominal (H, W) or (T, H, W) to resample the tables of relative
+            positions to, linearly. Published variants only, without absolute positions.
         file: what messages call the checkpoint.
 
     Returns:
@@ -225,63 +202,71 @@ def convert_state_dict(
         whose names are the new format's.
 
     Raises:
-        CheckpointError: names of no known format, or a model that ``to`` cannot hold; absolute
-            positions of clips among them.
+        CheckpointError: names of no known format, or a model that ``to`` cannot hold.
     """
     if to not in FORMATS:
         raise CheckpointError(f"{file}: format must be one of {', '.join(FORMATS)}, got {to!r}")
     named = to_project(file, state)
     if named.unknown and named.format != "detectron2":
         raise CheckpointError(f"{file}: no {named.format} names: {listing(named.unknown)}")
-    current: dict[str, Tensor] = named.known
-    _check_target(file, current, to)
-    resampled: dict[str, Entry] = {}
-    if input_size is not None:
-        current, entries = resize(file, current, read_layout(current), input_size)
-        resampled = {entry.name: entry for entry in entries}
-    steps = [Entry(n, "loaded", tuple(v.shape), n, tuple(v.shape)) for n, v in current.items()]
-    if 3 not in FORMATS[to].ranks or read_layout(current).rank == 2:
-        current, steps = centre_frame(file, current)
-        if to == "slowfast":
+    layout = read_layout(named.known)
+    if cause := _obstacle(layout, to, input_size):
+        raise CheckpointError(f"{file}: {cause}")
+    held = _converted(named.known, layout, to, input_size)
+    fitted, report = fit_state_dict(file, named, held)
+    fixed = [name for name in fitted if ABS_POS.fullmatch(name) and input_size is not None]
+    if lost := [*report.names("new"), *fixed]:
+        raise CheckpointError(f"{file}: {listing(lost)} cannot be converted")
+    renamed, targets = from_project(fitted, to, prefix)
+    entries = []
+    for entry in report.entries:
+        name = targets.get(entry.name)
+        if name is None or entry.status == "unused":
+            entries.append(replace(entry, status="unused", note=f"no place in {to}"))
+        else:
+            entries.append(replace(entry, name=name, shape=tuple(renamed[name].shape)))
+    return renamed, LoadReport(file, tuple(entries), named.format)
+
+
+def _obstacle(layout: Layout, to: str, input_size: tuple[int, ...] | None) -> str:
+    """Why a model cannot be held by a format, or not at this size; "" if it can."""
+    row = FORMATS[to]
+    if layout.rank == 2 and 2 not in row.ranks:
+        return f"holds {layout}, and {row.source} takes clips: inflate it first"
+    if row.one_model and not layout.cls_token:
+        return f"has no class token, which {row.source} cannot do without"
+    if row.one_model and layout.in_att is False:
+        return f"its width grows in the MLP, in {row.source} it grows in attention"
+    if input_size is not None and layout.variant is None:
+        return f"only published variants can be resized, it holds {layout}"
+    if input_size is not None and len(input_size) != layout.rank:
+        return f"input_size must have {layout.rank} sizes, got {input_size}"
+    return ""
+
+
+def _converted(
+    state: Mapping[str, Tensor], layout: Layout, to: str, input_size: tuple[int, ...] | None
+) -> dict[str, Tensor]:
+    """Tensors, without memory, of the shapes that a format's model has."""
+    still, tables = layout.rank == 2 or 3 not in FORMATS[to].ranks, dict(state)
+    if input_size is not None and layout.variant is not None:
+        in_att = layout.in_att is not False
+        tables |= _without_memory(
+            MViTConfig.variant(layout.variant, input_size, dim_mul_in_att=in_att)
+        )
+    held = {}
+    for name, value in state.items():
+        if still and name.endswith(".rel_pos_t"):
+            continue
+        shape = tuple(tables[name].shape if "rel_pos_" in name else value.shape)
+        if still and KERNELS.fullmatch(name):
             # PySlowFast's image models pool with a time axis of one frame.
-            current = {n: _deep(n, value) for n, value in current.items()}
-    renamed, targets = from_project(current, to, prefix)
-    report = []
-    for step in steps:
-        before = resampled.get(step.name, step)
-        entry = replace(
-            step,
-            status=before.status if step.status == "loaded" else step.status,
-            source=named.sources[step.name],
-            source_shape=before.source_shape,
-            note="; ".join(dict.fromkeys(n for n in (before.note, step.note) if n)),
-        )
-        if entry.name in targets:
-            name = targets[entry.name]
-            entry = replace(entry, name=name, shape=tuple(renamed[name].shape))
-        elif entry.status != "unused":
-            entry = replace(entry, status="unused", note=f"no place in {to}")
-        report.append(entry)
-    for name in named.unknown:
-        shape = tuple(state[name].shape)
-        report.append(Entry(name, "unused", shape, name, shape, "outside of the backbone"))
-    return renamed, LoadReport(file, tuple(report), named.format)
+            frame = (1,) if to == "slowfast" and ".pool_" in name else ()
+            shape = (*shape[:2], *frame, *shape[-2:])
+        held[name] = value.new_empty(shape, device="meta")
+    return held
 
 
-def _deep(name: str, value: Tensor) -> Tensor:
-    pool = name != "patch_embed.proj.weight" and KERNELS.fullmatch(name)
-    return value.unsqueeze(2) if pool and value.ndim == 4 else value
-
-
-def _check_target(file: str, state: Mapping[str, Tensor], to: str) -> None:
-    layout, row = read_layout(state), FORMATS[to]
-    if layout.rank not in row.ranks and layout.rank == 2:
-        raise CheckpointError(
-            f"{file}: holds {layout}, and {row.source} takes clips: inflate it first"
-        )
-    if row.needs_cls_token and not layout.cls_token:
-        raise CheckpointError(f"{file}: has no class token, which {row.source} cannot do without")
-    if layout.in_att is False and not row.grows_in_mlp:
-        raise CheckpointError(
-            f"{file}: its width grows in the MLP, in {row.source} it grows in attention"
-        )
+def _without_memory(config: MViTConfig) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return MViTClassifier(config).state_dict()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, get_args
 
+# As it is, resampled position table, inflated from an image to a clip model, centre frame of a clip
+# model, kept as the model has it, in the file alone.
 Status = Literal["loaded", "resampled", "inflated", "centre", "new", "unused"]
-STATUSES: tuple[Status, ...] = ("loaded", "resampled", "inflated", "centre", "new", "unused")
 
 
 class CheckpointError(ValueError):
@@ -27,25 +27,14 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor.
+    """What became of one tensor."""
 
-    Args:
-        name: the model's name of it; the file's where the model has none ("unused").
-        status: "loaded" as it is, "resampled" position table, "inflated" from an image to a
-            clip model, "centre" frame taken of a clip model, "new" (kept as the model has it),
-            "unused" (in the file alone).
-        shape: in the model; in the file where unused.
-        source: the file's name of it, None where new.
-        source_shape: in the file.
-        note: what was done, or why nothing was.
-    """
-
-    name: str
+    name: str  # the model's name of it; the file's where the model has none ("unused")
     status: Status
-    shape: tuple[int, ...]
-    source: str | None = None
-    source_shape: tuple[int, ...] | None = None
-    note: str = ""
+    shape: tuple[int, ...]  # in the model; in the file where unused
+    source: str | None = None  # the file's name of it, None where new
+    source_shape: tuple[int, ...] | None = None  # in the file
+    note: str = ""  # what was done, or why nothing was
 
 
 @dataclass(frozen=True)
@@ -53,49 +42,25 @@ class LoadReport:
     """Accounts for every tensor of the model and of the file, each exactly once.
 
     ``str(report)`` is a table, ``report.to_json()`` the same as JSON.
-
-    Args:
-        file: path of the file, or what was given in its place.
-        entries: one per tensor.
-        format: whose names the file used.
     """
 
-    file: str
-    entries: tuple[Entry, ...]
-    format: str = ""
+    file: str  # path of the file, or what was given in its place
+    entries: tuple[Entry, ...]  # one per tensor
+    format: str = ""  # whose names the file used
 
     def names(self, status: Status) -> tuple[str, ...]:
         """Names of the tensors with this status."""
         return tuple(entry.name for entry in self.entries if entry.status == status)
 
-    def misplaced(
-        self, allow_new: Iterable[str], allow_unused: Iterable[str]
-    ) -> tuple[list[str], list[str]]:
-        """Names of new and of unused tensors that these patterns do not allow to be."""
-        replaced = {name for name in self.names("new") if matches(name, allow_new)}
-        allowed = (*allow_unused, *replaced)
-        unused = [
-            entry.name
-            for entry in self.entries
-            if entry.status == "unused"
-            and not matches(entry.name, allowed)
-            and not matches(entry.source or entry.name, allow_unused)
-        ]
-        return [name for name in self.names("new") if name not in replaced], unused
-
     def counts(self) -> dict[str, int]:
         """How many tensors have each status."""
-        return {status: len(self.names(status)) for status in STATUSES}
+        return {status: len(self.names(status)) for status in get_args(Status)}
 
     def to_json(self, indent: int | None = None) -> str:
         """The whole report as JSON."""
-        body = {
-            "file": self.file,
-            "format": self.format,
-            "counts": self.counts(),
-            "tensors": [asdict(entry) for entry in self.entries],
-        }
-        return json.dumps(body, indent=indent)
+        tensors = [asdict(entry) for entry in self.entries]
+        body = {"file": self.file, "format": self.format, "counts": self.counts()}
+        return json.dumps({**body, "tensors": tensors}, indent=indent)
 
     def summary(self) -> str:
         """One line: file and counts."""
@@ -105,9 +70,10 @@ class LoadReport:
     def __str__(self) -> str:
         rows = [("tensor", "status", "shape", "in the file", "note")]
         for e in self.entries:
-            source = "" if e.source in (None, e.name) else f"{e.source} "
-            shape = "" if e.source_shape in (None, e.shape) else show_shape(e.source_shape)
-            rows.append((e.name, e.status, show_shape(e.shape), f"{source}{shape}".strip(), e.note))
+            words = [] if e.source in (None, e.name) else [e.source]
+            if e.source_shape not in (None, e.shape):
+                words.append(show_shape(e.source_shape))
+            rows.append((e.name, e.status, show_shape(e.shape), " ".join(words), e.note))
         return f"{self.summary()}\n{table(rows)}"
 
 
@@ -119,16 +85,9 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def show_shape(shape: Iterable[int] | None) -> str:
+def show_shape(shape: Iterable[int]) -> str:
     """(96, 3, 7, 7) -> "96x3x7x7"."""
-    return "" if shape is None else "x".join(map(str, shape)) or "scalar"
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether ``name``, or a module it lies in, is among ``patterns`` (``*`` for any text)."""
-    parts = name.split(".")
-    heads = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    return any(fnmatchcase(head, pattern) for pattern in patterns for head in heads)
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def listing(names: Sequence[str], most: int = 12) -> str:

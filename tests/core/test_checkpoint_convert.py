@@ -16,7 +16,6 @@ from mvitv2_core.checkpoint import CheckpointError, convert_state_dict, read_che
 from mvitv2_core.checkpoint.describe import read_layout
 from mvitv2_core.checkpoint.files import write_checkpoint
 from mvitv2_core.checkpoint.formats import FORMATS, NAMES, Renamer, detect, to_project
-from mvitv2_core.model import resample_abs_pos
 from mvitv2_core.rel_pos import resample_table
 from tests.compare import error, randomize
 from tests.structures import small
@@ -150,9 +149,9 @@ def test_tables_read_the_same_both_ways() -> None:
 
 @pytest.mark.parametrize("size", [(96, 96), (160, 224)])
 def test_resampling_to_another_size(size: tuple[int, int]) -> None:
-    config = MViTConfig.variant("T", (224, 224), num_classes=5, cls_token=True, abs_pos="joint")
+    config = MViTConfig.variant("T", (224, 224), num_classes=5, cls_token=True)
     state = state_of(config)
-    wanted = MViTConfig.variant("T", size, num_classes=5, cls_token=True, abs_pos="joint")
+    wanted = MViTConfig.variant("T", size, num_classes=5, cls_token=True)
     with torch.device("meta"):
         shapes = {n: v.shape for n, v in MViTClassifier(wanted).state_dict().items()}
     resized, report = convert_state_dict(state, "timm", input_size=size)
@@ -161,11 +160,12 @@ def test_resampling_to_another_size(size: tuple[int, int]) -> None:
     for name, value in ours.items():
         if "rel_pos" in name:
             assert torch.equal(value, resample_table(state[name], value.shape[0]))
-    positions = state["pos_embed"]
-    cells = resample_abs_pos(positions[:, 1:], (56, 56), [n // 4 for n in size])
-    assert torch.equal(ours["pos_embed"], torch.cat([positions[:, :1], cells], 1))
     changed = {n for n, value in ours.items() if value.shape != state[n].shape}
     assert {e.source for e in report.entries if e.status == "resampled"} == changed
+    with pytest.raises(CheckpointError, match="pos_embed cannot be converted"):
+        convert_state_dict(
+            {**state, "pos_embed": torch.zeros(1, 3137, 96)}, "timm", input_size=size
+        )
 
 
 def test_resampling_clips() -> None:

@@ -10,13 +10,14 @@ import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mvitv2_core import CheckpointError, MViTClassifier, MViTConfig, load_checkpoint
+from mvitv2_core import CheckpointError, MViTClassifier, MViTConfig, checkpoint, load_checkpoint
 from mvitv2_core.checkpoint.hub import OFFICIAL
 from tests.compare import randomize
 from tests.golden_data import official_state_dicts
@@ -218,6 +219,26 @@ def test_what_is_no_model_of_ours() -> None:
         model = MViTClassifier(small("T"))
     with pytest.raises(ValueError, match="meta device"):
         load_checkpoint(model, MViTClassifier(small("T")).state_dict())
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_call_passes_through_five_files(tmp_path: Path, legacy: bool) -> None:
+    """From the file's bytes to the model's tensors; by an official name, ``hub`` comes first."""
+    torch.save(fresh()[1], tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
+    model, seen = MViTClassifier(small("T")), set()
+    folder = Path(checkpoint.__file__).parent
+
+    def watch(frame: FrameType, event: str, _: object) -> None:
+        file = Path(frame.f_code.co_filename)
+        if event == "call" and file.parent == folder:
+            seen.add(file.stem)
+
+    sys.setprofile(watch)
+    try:
+        load_checkpoint(model, tmp_path / "x.pth")
+    finally:
+        sys.setprofile(None)
+    assert seen == {"load", "files", "_unpickle", "formats", "fit"}
 
 
 def test_half_and_double_models() -> None:

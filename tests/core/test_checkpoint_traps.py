@@ -139,6 +139,18 @@ def raw_pickles(canary: Path) -> dict[str, bytes]:
         + touch
         + b"sb"
         + end,
+        "BUILD on a stand-in's class": _global("argparse", "Namespace")
+        + b"}"
+        + _text("__reduce__")
+        + touch
+        + b"sb"
+        + end,
+        "slots on a stand-in's class": _global("argparse", "Namespace")
+        + b"N}"
+        + _text("__repr__")
+        + touch
+        + b"s\x86b"
+        + end,
         "other codec": _global("_codecs", "encode") + touch + _text("rot13") + b"\x86R" + end,
         "object dtype scalar": _global("numpy.core.multiarray", "scalar")
         + _global("numpy", "dtype")
@@ -163,6 +175,7 @@ def raw_pickles(canary: Path) -> dict[str, bytes]:
 
 
 DAMAGED = ("persistent id", "extension", "huge text", "huge bytes", "no stack", "no end")
+DAMAGED += ("BUILD on a stand-in's class", "slots on a stand-in's class")
 ASKED = set(raw_pickles(Path("x"))) - set(DAMAGED)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from mvitv2_core import MViTClassifier, MViTConfig, cli
 from mvitv2_core.checkpoint import convert_state_dict, files, read_checkpoint
 from mvitv2_core.checkpoint.files import write_checkpoint
+from mvitv2_core.checkpoint.hub import OFFICIAL
 from tests.compare import randomize
 from tests.structures import small
 
@@ -259,8 +260,8 @@ def test_model_zoo_lists_the_official_weights() -> None:
     root = Path(__file__).parents[2]
     text = (root / "MODEL_ZOO.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \|(.*)$", text, re.M))
-    assert set(rows) == set(cli.OFFICIAL)
-    for name, row in cli.OFFICIAL.items():
+    assert set(rows) == set(OFFICIAL)
+    for name, row in OFFICIAL.items():
         for part in (row.url, row.task, row.published, row.recipe):
             assert part in rows[name], (name, part)
 

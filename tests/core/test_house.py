@@ -151,6 +151,23 @@ def test_core_imports_no_adapter() -> None:
         assert not any(module.startswith(ADAPTERS) for module in imports(file)), file
 
 
+# What makes a trainer's model of its config: there, and inside of functions.
+MODEL_MAKERS = {"mvitv2_tools.find_model", "mvitv2_tools.detectron2_model"}
+
+
+@pytest.mark.parametrize("package", ["mvitv2_core", *ADAPTERS])
+def test_nobody_imports_an_adapter(package: str) -> None:
+    """But ``projects/`` and the tests, the adapter itself, and what makes a trainer's model."""
+    others = tuple({"mvitv2_d2", "mvitv2_slowfast"} - {package})
+    files = {name_of(file): file for file in (ROOT / package).rglob("*.py")}
+    lazy, eager = (
+        {name for name, f in files.items() if any(m.startswith(others) for m in imports(f, deep))}
+        for deep in (True, False)
+    )
+    assert files and not eager
+    assert lazy == (MODEL_MAKERS if package == "mvitv2_tools" else set())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_reference_equals_fast(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs and gradients of the definitions alone and of the forms that would be chosen."""

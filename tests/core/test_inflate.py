@@ -14,7 +14,6 @@ from mvitv2_core import (
     load_checkpoint,
 )
 from mvitv2_core.checkpoint import convert_state_dict
-from mvitv2_core.model import resample_abs_pos
 from mvitv2_core.rel_pos import resample_table
 from tests.compare import error, randomize
 from tests.forms import attend_plain
@@ -87,7 +86,7 @@ def test_absolute_positions_of_clips_load_as_they_are(kind: str) -> None:
     assert load_checkpoint(clip, state).counts()["loaded"] == len(state)
     assert all(torch.equal(value, state[name]) for name, value in clip.state_dict().items())
     longer = MViTClassifier(small("T", 16, abs_pos=kind, cls_token=True))
-    with pytest.raises(CheckpointError, match=r"pos_embed.*resampled from image to image alone"):
+    with pytest.raises(CheckpointError, match=r"pos_embed.*absolute positions are not resampled"):
         load_checkpoint(longer, state)
 
 
@@ -213,18 +212,20 @@ def test_other_nominal_size() -> None:
 
 @pytest.mark.parametrize("has_row", [False, True])
 @pytest.mark.parametrize("wants_row", [False, True])
-def test_absolute_positions_of_another_image_size(has_row: bool, wants_row: bool) -> None:
-    """Bicubic, the class token's row apart, as detectron2 does at run time."""
+@pytest.mark.parametrize("side", [SIDE, 96])
+def test_absolute_positions_load_as_they_are_or_not_at_all(
+    has_row: bool, wants_row: bool, side: int
+) -> None:
+    """No published file has any. The model resamples its table at run time, as detectron2 does."""
     image = model(small("T", abs_pos="joint", abs_pos_cls_row=has_row)).state_dict()
-    config = small("T", side=96, abs_pos="joint", abs_pos_cls_row=wants_row)
-    larger = MViTClassifier(config).double()
-    report = load_checkpoint(larger, image)
-    assert "pos_embed" in report.names("resampled")
-    table = image["pos_embed"]
-    row = table[:, :1] if has_row else torch.zeros_like(table[:, :1])
-    cells = resample_abs_pos(table[:, int(has_row) :], (16, 16), (24, 24))
-    expected = torch.cat([row, cells], 1) if wants_row else cells
-    assert torch.equal(larger.pos_embed, expected)
+    other = MViTClassifier(small("T", side=side, abs_pos="joint", abs_pos_cls_row=wants_row))
+    if side == SIDE and has_row == wants_row:
+        assert "pos_embed" in load_checkpoint(other.double(), image).names("loaded")
+        assert torch.equal(other.pos_embed, image["pos_embed"])
+    else:
+        shapes = r"pos_embed is \(1, \d+, \d+\) in the file and \(1, \d+, \d+\) in the model"
+        with pytest.raises(CheckpointError, match=f"{shapes}.*absolute positions are not resam"):
+            load_checkpoint(other, image)
 
 
 def test_head_and_class_token_without_a_counterpart() -> None:

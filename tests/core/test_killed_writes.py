@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvitv2_core.checkpoint.files import UNFINISHED, WholeWrites, whole_file, write_checkpoint
+from mvitv2_core.checkpoint.files import whole_file, write_checkpoint
+from mvitv2_core.path_manager import UNFINISHED, WholeWrites
 
 pytest.importorskip("safetensors", reason="pip install safetensors to run")
 REPOSITORY = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ import pytest
 
 from mvitv2_core import CheckpointError
 from mvitv2_core.checkpoint.hub import OFFICIAL, Official
-from mvitv2_core.checkpoint.path_handler import local_path, register_with
+from mvitv2_core.path_manager import local_path, register_with
 
 BODY = bytes(range(256)) * 1024
 
@@ -59,7 +59,7 @@ def official(url: str) -> Official:
 
 RANK = """
 import sys
-from mvitv2_core.checkpoint.path_handler import local_path
+from mvitv2_core.path_manager import local_path
 from mvitv2_core.checkpoint.hub import OFFICIAL, Official
 OFFICIAL["toy"] = Official(sys.argv[1], "image", "T", "nothing", "none", None, "none")
 print("ready", flush=True)

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("detectron2", reason="install detectron2 to run: make setup")
 
-from mvitv2_core.checkpoint.files import UNFINISHED
+from mvitv2_core.path_manager import UNFINISHED
 from projects.detection.find_tools import find_tool
 from tests import killing
 from tests.d2.running import ROOT

@@ -10,8 +10,8 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from mvitv2_core.checkpoint.hub import OFFICIAL as WEIGHTS
-from mvitv2_core.checkpoint.path_handler import PREFIX
 from mvitv2_core.cost import classifier_cost
+from mvitv2_core.path_manager import PREFIX
 from mvitv2_slowfast import MViTv2
 from mvitv2_slowfast.config import read_config
 from tests.golden_data import official_state_dicts
