@@ -12,20 +12,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torchvision.ops import RoIAlign
+from typing import Any
 
 
-class ROIAlign(RoIAlign):
+def roi_align() -> type[Any]:
     """detectron2's argument order over torchvision's operator, which it wraps too."""
+    from torchvision.ops import RoIAlign
 
-    def __init__(
-        self,
-        output_size: tuple[int, int],
-        spatial_scale: float,
-        sampling_ratio: int,
-        aligned: bool = True,
-    ) -> None:
-        super().__init__(output_size, spatial_scale, sampling_ratio, aligned)
+    class ROIAlign(RoIAlign):
+        def __init__(
+            self,
+            output_size: tuple[int, int],
+            spatial_scale: float,
+            sampling_ratio: int,
+            aligned: bool = True,
+        ) -> None:
+            super().__init__(output_size, spatial_scale, sampling_ratio, aligned)
+
+    return ROIAlign
 
 
 class Missing:
@@ -49,7 +53,7 @@ def stand_in_for_detectron2() -> Iterator[str | None]:
 
     add_module("detectron2", [], __version__="0")
     try:
-        add_module("detectron2.layers", ROIAlign=ROIAlign)
+        add_module("detectron2.layers", ROIAlign=roi_align())
         add_module("detectron2.model_zoo", get_config_file=Missing, get_checkpoint_url=Missing)
         add_module("detectron2.config", get_cfg=Missing)
         add_module("detectron2.engine", DefaultPredictor=Missing)

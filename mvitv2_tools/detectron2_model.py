@@ -19,6 +19,7 @@ from mvitv2_core.checkpoint import CheckpointError, read_checkpoint
 from mvitv2_core.checkpoint.hub import official_path
 from mvitv2_core.checkpoint.report import listing
 from mvitv2_core.model_info import OFFICIAL
+from mvitv2_core.recipes import recipe_path
 
 from .detect import Detector
 
@@ -33,19 +34,17 @@ CONSTANTS = ("pixel_mean", "pixel_std", "cell_anchors.")
 
 
 def find_recipe(name: str) -> Path:
-    """The config of this project's repository for an official detector.
+    """This project's config for an official detector: of a checkout, or of the installed wheel.
 
     Raises:
-        ValueError: the repository is not here.
+        ValueError: it is in neither.
     """
-    import mvitv2_d2
-
     recipe = OFFICIAL[name].recipe.split("/configs/")[-1]
-    configs = Path(mvitv2_d2.__file__).parents[1] / "projects" / "detection" / "configs"
-    path = configs / ("vitdet" if "ViTDet" in OFFICIAL[name].recipe else "") / recipe
-    if not path.is_file():
-        raise ValueError(f"{name}: --config must name its config: {path} is not there")
-    return path
+    folder = "vitdet/" if "ViTDet" in OFFICIAL[name].recipe else ""
+    try:
+        return recipe_path(f"projects/detection/configs/{folder}{recipe}")
+    except ValueError as error:
+        raise ValueError(f"{name}: --config must name its config: {error}") from error
 
 
 def build_detector(

@@ -177,32 +177,22 @@ def _from_file(path: Path, options: Options) -> tuple[Any, str]:
     return _classifier(model, info, options, str(path), [path.parent])
 
 
-class _Node(dict[str, Any]):
-    """A YAML mapping whose keys are attributes, as PySlowFast's config nodes are."""
-
-    __getattr__ = dict.__getitem__
-
-
-def _node(value: Any) -> Any:
-    if isinstance(value, dict):
-        return _Node({key: _node(item) for key, item in value.items()})
-    return value
-
-
-def _pyslowfast_cfg(path: Path, text: object) -> _Node | None:
+def _pyslowfast_cfg(path: Path, text: object) -> Any:
     """The config that PySlowFast stored in a checkpoint; None where there is none of its own."""
     import yaml
 
+    from mvitv2_slowfast.config_file import Node, to_node
+
     try:
-        cfg = _node(yaml.safe_load(text)) if isinstance(text, str) else None
+        cfg = to_node(yaml.safe_load(text)) if isinstance(text, str) else None
     except yaml.YAMLError as error:
         raise CheckpointError(f"{path}: the config in it is no YAML: {error}") from error
-    if not isinstance(cfg, _Node) or not {"MVIT", "DATA", "TEST", "DETECTION"} <= set(cfg):
+    if not isinstance(cfg, Node) or not {"MVIT", "DATA", "TEST", "DETECTION"} <= set(cfg):
         return None  # facebookresearch/mvit stores one of its own, which has fewer
     return cfg
 
 
-def _from_pyslowfast(path: Path, cfg: _Node, options: Options) -> tuple[Any, str]:
+def _from_pyslowfast(path: Path, cfg: Any, options: Options) -> tuple[Any, str]:
     """A checkpoint that PySlowFast wrote, by the whole config in it."""
     from mvitv2_slowfast.config import read_config
     from mvitv2_slowfast.model_info import read_info
