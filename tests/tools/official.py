@@ -9,11 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvitv2_core import MViTClassifier
 from mvitv2_core.model_info import OFFICIAL
 from tests.golden_data import official_state_dicts
-
-KEYS = {"image": "mvit", "slowfast": "slowfast", "detectron2": "detectron2"}
 
 
 def golden_key(name: str) -> str:
@@ -29,11 +26,53 @@ def golden_key(name: str) -> str:
 
 
 def draw(state: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
-    """Small random weights of these names and shapes, about one where a norm multiplies."""
+    """Random weights of these names and shapes: about one where a norm multiplies, else small;
+    those of classes are larger, or all would be alike."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in state.items():
-        values = torch.empty(tuple(shape)).normal_(0, 0.02, generator=generator)
-        norm = "norm" in name and name.endswith("weight")
-        tensors[name] = values.add_(1) if norm else values
+        if name.endswith("num_batches_tracked"):
+            tensors[name] = torch.tensor(1000)
+            continue
+        scale = 0.1 if "cls_score" in name or "head.projection" in name else 0.02
+        values = torch.empty(tuple(shape)).normal_(0, scale, generator=generator)
+        if name.endswith("running_var") or ("norm" in name and name.endswith("weight")):
+            values.abs_().add_(1)
+        tensors[name] = values
     return tensors
+
+
+def detector_shapes(name: str) -> dict[str, Any]:
+    """Names and shapes of a detector: the backbone's official ones, the rest from its config."""
+    from detectron2.config import LazyConfig, instantiate
+
+    from mvitv2_tools.detectron2_model import find_recipe
+
+    with torch.device("meta"):
+        model = instantiate(LazyConfig.load(str(find_recipe(name))).model)
+    prefix = "backbone.bottom_up."
+    official = official_state_dicts()[golden_key(name)]["state"]
+    shapes = {f"{prefix}{key}": tuple(shape) for key, shape in official.items()}
+    rest = {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.startswith(prefix)}
+    return {**shapes, **rest}
+
+
+def place_official(name: str, home: Path) -> Path:
+    """Random weights of the official names and shapes where the download of ``name`` puts them.
+
+    Args:
+        name: a key of ``OFFICIAL``.
+        home: ``$TORCH_HOME``.
+    """
+    row = OFFICIAL[name]
+    target = home / "hub" / "checkpoints" / row.file
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if row.format != "detectron2":
+        torch.save({"model_state": draw(official_state_dicts()[golden_key(name)]["state"])}, target)
+        return target
+    arrays = {key: value.numpy() for key, value in draw(detector_shapes(name)).items()}
+    with open(target, "wb") as stream:  # as detectron2's model zoo has them
+        pickle.dump({"model": arrays, "__author__": "authors"}, stream, protocol=4)
+    return target
