@@ -11,7 +11,6 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
 from typing import Any
 
 
