@@ -88,6 +88,7 @@ def build_detector(
         options.score,
         options.every,
         options.draw,
+        _stuff(dataset),
     )
     unnamed = "" if labels is not None else "; its classes have no names here (--labels FILE)"
     return detector, f"{what}: detector, weights {weights}{unnamed}"
@@ -259,3 +260,14 @@ def _labels(dataset: str, folder: Path, options: Any) -> list[str] | None:
 
     classes = MetadataCatalog.get(dataset).get("thing_classes")
     return list(classes) if classes else None
+
+
+def _stuff(dataset: str) -> dict[str, Any]:
+    """What detectron2 knows of a data set's stuff: names and colours."""
+    from detectron2.data import MetadataCatalog
+
+    if dataset not in MetadataCatalog.list():
+        return {}
+    metadata = MetadataCatalog.get(dataset)
+    found = {key: metadata.get(key) for key in ("stuff_classes", "stuff_colors")}
+    return {key: value for key, value in found.items() if value}
