@@ -23,7 +23,7 @@ def recipe_path(name: str | os.PathLike[str]) -> Path:
     given = Path(name)
     if given.is_file():
         return given
-    inside = given if given.parts[:1] in ((f,) for f in FOLDERS) else Path("configs") / given
+    inside = given if given.parts and given.parts[0] in FOLDERS else Path("configs") / given
     homes = [Path(__file__).resolve().parents[1]]
     homes += [Path(sysconfig.get_path("data", scheme)) / "share/mvitv2" for scheme in _schemes()]
     for home in homes:

@@ -181,8 +181,8 @@ class Detector:
     def _visualizer(self, rgb: Any) -> Any:
         from detectron2.utils.visualizer import Visualizer
 
-        known = {"thing_classes": list(self.labels) if self.labels is not None else None}
-        known |= {"stuff_classes": _Numbered(self.stuff_names), **self.stuff}
+        known: dict[str, Any] = {"stuff_classes": _Numbered(self.stuff_names), **self.stuff}
+        known["thing_classes"] = None if self.labels is None else list(self.labels)
         metadata = SimpleNamespace(get=lambda key, default=None: known.get(key) or default, **known)
         return Visualizer(rgb, metadata, scale=max(1.0, 480 / max(rgb.shape[:2])))
 

@@ -73,7 +73,7 @@ def test_panoptic(labels: str, predict: Predict, run: Path, tmp_path: Path) -> N
     assert result.code == 0, result.err
     (row,) = result.rows
     assert row["objects"] and len(row["stuff"]) == len(stuff)
-    assert [r["share"] for r in row["stuff"]] == sorted((r["share"] for r in row["stuff"]))[::-1]
+    assert [r["share"] for r in row["stuff"]] == sorted(r["share"] for r in row["stuff"])[::-1]
     for region in row["stuff"]:
         expected = (panoptic == stuff[region["index"]]["id"]).numpy()
         assert np.array_equal(decode(region["mask"]).astype(bool), expected)
