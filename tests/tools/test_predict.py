@@ -169,7 +169,7 @@ def test_official_file_by_path(predict: Predict, tiny_home: Path, pictures: Path
         ({"MODEL__HEAD_ACT": "none"}, "HEAD_ACT"),
         ({"TEST__DATASET": "charades"}, "TEST.DATASET must be one of kinetics, ssv2"),
         ({"TEST__NUM_SPATIAL_CROPS": 2}, "NUM_SPATIAL_CROPS must be 1 or 3"),
-        ({"DETECTION__ENABLE": True}, "DETECTION.ENABLE must be False"),
+        ({"DETECTION__ENABLE": True}, "--boxes must name a CSV file"),
         ({"MVIT__MODE": "avg"}, "MVIT.MODE must be 'conv'"),
     ],
 )
