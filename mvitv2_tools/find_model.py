@@ -17,6 +17,7 @@ from mvitv2_core.checkpoint.formats import to_project
 from mvitv2_core.labels import read_labels
 from mvitv2_core.model_info import OFFICIAL, ModelInfo, clip_info, image_info
 from mvitv2_core.models import list_models
+from mvitv2_core.recipes import recipe_path
 
 from .actions import ActionDetector, read_boxes
 from .classify import Classifier
@@ -72,8 +73,8 @@ def find_model(name: str, options: Options) -> tuple[Any, str]:
     path = Path(name)
     if path.is_dir():
         return _from_folder(path, options)
-    if path.suffix.lower() in CONFIGS and path.is_file():
-        return _detector(path, options.weights, options, str(path))
+    if path.suffix.lower() in CONFIGS:
+        return _detector(recipe_path(path), options.weights, options, name)
     if path.suffix.lower() in WEIGHTS:
         return _from_file(path, options)
     row = OFFICIAL.get(name)

@@ -250,6 +250,12 @@ def test_predict_with_a_detector(with_detectron2: Installed) -> None:
     (row,) = map(json.loads, with_detectron2("mvitv2", "predict", name, *arguments).splitlines())
     assert row["objects"] and {o["label"] for o in row["objects"]} <= set(read_labels("coco"))
     assert (with_detectron2.folder / "out" / "a.jpg").is_file()
+    recipe = f"configs/COCO/{name}.yaml"  # the same model as YAML
+    out = with_detectron2("mvitv2", "predict", recipe, "--weights", name, *arguments[:4])
+    (same,) = map(json.loads, out.splitlines())
+    assert [o["index"] for o in same["objects"]] == [o["index"] for o in row["objects"]]
+    scores = [o["score"] for o in row["objects"]]
+    assert [o["score"] for o in same["objects"]] == pytest.approx(scores, abs=1e-4)
 
 
 def test_train_from_a_recipe(with_detectron2: Installed) -> None:
