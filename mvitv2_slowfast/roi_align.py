@@ -11,24 +11,6 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-
-def roi_align() -> type[Any]:
-    """detectron2's argument order over torchvision's operator, which it wraps too."""
-    from torchvision.ops import RoIAlign
-
-    class ROIAlign(RoIAlign):
-        def __init__(
-            self,
-            output_size: tuple[int, int],
-            spatial_scale: float,
-            sampling_ratio: int,
-            aligned: bool = True,
-        ) -> None:
-            super().__init__(output_size, spatial_scale, sampling_ratio, aligned)
-
-    return ROIAlign
 
 
 class Missing:
@@ -49,10 +31,11 @@ def stand_in_for_detectron2() -> Iterator[str | None]:
         yield None
         return
     from .compat import add_module
+    from .roi_align_layer import ROIAlign
 
     add_module("detectron2", [], __version__="0")
     try:
-        add_module("detectron2.layers", ROIAlign=roi_align())
+        add_module("detectron2.layers", ROIAlign=ROIAlign)
         add_module("detectron2.model_zoo", get_config_file=Missing, get_checkpoint_url=Missing)
         add_module("detectron2.config", get_cfg=Missing)
         add_module("detectron2.engine", DefaultPredictor=Missing)
