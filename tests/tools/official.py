@@ -43,7 +43,10 @@ def draw(state: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
 
 
 def detector_shapes(name: str) -> dict[str, Any]:
-    """Names and shapes of a detector: the backbone's official ones, the rest from its config."""
+    """Names and shapes of a detector: the backbone's official ones, the rest from its config.
+
+    Its config's backbone must have exactly those.
+    """
     from detectron2.config import LazyConfig, instantiate
 
     from mvitv2_tools.detectron2_model import find_recipe
@@ -53,8 +56,9 @@ def detector_shapes(name: str) -> dict[str, Any]:
     prefix = "backbone.bottom_up."
     official = official_state_dicts()[golden_key(name)]["state"]
     shapes = {f"{prefix}{key}": tuple(shape) for key, shape in official.items()}
-    rest = {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.startswith(prefix)}
-    return {**shapes, **rest}
+    state = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    assert {key: value for key, value in state.items() if key.startswith(prefix)} == shapes
+    return state
 
 
 def place_official(name: str, home: Path) -> Path:

@@ -19,9 +19,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from PIL import Image
 
-from mvitv2_core.model_info import OFFICIAL
 from mvitv2_d2.env import setup_environment
-from mvitv2_tools.detectron2_model import find_recipe
 from tests.media_files import frame_number, picture, write_video
 from tests.tools.conftest import Predict
 
@@ -231,9 +229,3 @@ def test_weights_that_do_not_fit(
     path.unlink()
     shutil.copy(lazy_run / "training" / "model_final.pth", tmp_path / "alone.pth")
     assert "--config must name" in predict(tmp_path / "alone.pth", pictures).err
-
-
-@pytest.mark.parametrize("name", [n for n, row in OFFICIAL.items() if row.config is None])
-def test_official_detectors_have_their_recipe(name: str) -> None:
-    path = find_recipe(name)
-    assert path.is_file() and "model" in LazyConfig.load(str(path))

@@ -19,7 +19,7 @@ from mvitv2_core.model_info import OFFICIAL
 from mvitv2_core.models import PLAIN, list_models
 from tests.media_files import picture, write_video
 from tests.tools.conftest import Predict
-from tests.tools.official import place_official
+from tests.tools.official import detector_shapes, place_official
 
 ROOT = Path(__file__).parents[2]
 Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow: pip install Pillow")
@@ -74,6 +74,13 @@ def test_classifiers(name: str, predict: Predict, home: Path) -> None:
         names[i] if info.labels else None for i in order[:5].tolist()
     ]
     assert info.labels or "--labels FILE" in result.err
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_recipes_of_detectors(name: str) -> None:
+    """Each is found, and has a backbone of the official names and shapes."""
+    pytest.importorskip("detectron2", reason="detectors need detectron2: make setup")
+    assert any(key.startswith("roi_heads.") for key in detector_shapes(name))
 
 
 @pytest.mark.slow
