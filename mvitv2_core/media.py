@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from types import TracebackType
@@ -48,7 +49,7 @@ def open_image(path: str | os.PathLike[str]) -> Image:
     file = os.fspath(path)
     try:
         with Image.open(file) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
+            upright = ImageOps.exif_transpose(image)
     except OSError as error:  # Pillow's own for damaged and unknown files
         cause = error.strerror or str(error).replace(repr(file), "").strip()
         raise MediaError(f"{file}: cannot be read as a picture: {cause}") from error
@@ -56,6 +57,10 @@ def open_image(path: str | os.PathLike[str]) -> Image:
         raise MediaError(f"{file}: {error}") from error
     except (ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
         raise MediaError(f"{file}: damaged: {error}") from error
+    try:
+        return to_rgb(upright)
+    except ValueError as error:
+        raise MediaError(f"{file}: {error}") from error
 
 
 def to_rgb(image: Image) -> Image:
@@ -138,7 +143,7 @@ class Video:
         begin = self._stream.start_time or 0
         start = int(first / unit) + begin
         end = None if last is None else int(last / unit) + begin + JITTER / unit
-        decoded, shown = 0, 0.0
+        decoded, shown = 0, None  # type: int, float | None
         try:
             if self._begun or first > 0:
                 self._seek(max(start - int(1 / unit), begin))
@@ -148,14 +153,15 @@ class Video:
                 if frame.pts is None:  # a bare stream: frames follow each other
                     yield Frame((decoded - 1) / self.fps, frame)
                     continue
+                shown = float((frame.pts - begin) * unit)
                 if first > 0 and frame.pts < start:
                     continue
                 if end is not None and frame.pts > end:
                     return
-                shown = float((frame.pts - begin) * unit)
                 yield Frame(shown, frame)
-            if self._stream.duration is not None and last is None and decoded:
-                self._note_end(shown + 1 / self.fps, float(self._stream.duration * unit))
+            expected = self._stream_duration()
+            if expected is not None and shown is not None:
+                self._note_end(shown + 1 / self.fps, expected)
         except self._errors as error:
             if not decoded:
                 raise MediaError(f"{self.file}: cannot be decoded: {_cause(error)}") from error
@@ -203,9 +209,19 @@ class Video:
             self._container.close()
             self._open()
 
-    def _duration(self) -> float | None:
+    def _stream_duration(self) -> float | None:
+        """Seconds that the file says its pictures take; Matroska says so in a tag."""
         if self._stream.duration is not None:
             return float(self._stream.duration * self._stream.time_base)
+        tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", self._stream.metadata.get("DURATION", ""))
+        if tag is None:
+            return None
+        return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
+
+    def _duration(self) -> float | None:
+        seconds = self._stream_duration()
+        if seconds is not None:
+            return seconds
         if self._container.duration:
             return self._container.duration / 1_000_000  # PyAV gives a file's in microseconds
         return None

@@ -6,13 +6,16 @@ import os
 import sysconfig
 from pathlib import Path
 
+FOLDERS = ("configs", "projects")  # of a checkout, and of the wheel's share/mvitv2
+
 
 def recipe_path(name: str | os.PathLike[str]) -> Path:
     """The file of a recipe, or the file ``name`` itself where there is one.
 
     Args:
         name: a path, or a recipe of this project: ``configs/Kinetics/MViTv2_S_16x4.yaml``, with or
-            without ``configs/``.
+            without ``configs/``, or a LazyConfig such as
+            ``projects/detection/configs/mask_rcnn_mvitv2_t_3x.py``.
 
     Raises:
         ValueError: there is neither; names where it was looked for.
@@ -20,13 +23,13 @@ def recipe_path(name: str | os.PathLike[str]) -> Path:
     given = Path(name)
     if given.is_file():
         return given
-    tail = Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
+    inside = given if given.parts and given.parts[0] in FOLDERS else Path("configs") / given
     homes = [Path(__file__).resolve().parents[1]]
     homes += [Path(sysconfig.get_path("data", scheme)) / "share/mvitv2" for scheme in _schemes()]
     for home in homes:
-        if not given.is_absolute() and (home / "configs" / tail).is_file():
-            return home / "configs" / tail
-    looked = ", ".join(str(home / "configs") for home in homes)
+        if not given.is_absolute() and (home / inside).is_file():
+            return home / inside
+    looked = ", ".join(str(home / inside.parts[0]) for home in homes)
     raise ValueError(f"{name}: no such file, nor a recipe in {looked}")
 
 

@@ -26,7 +26,7 @@ def read_info(cfg: Any, name: str) -> ModelInfo:
     if adapter.roi is not None:
         raise ValueError(
             "DETECTION.ENABLE must be False: a model of actions at boxes needs boxes beside the "
-            "clip; PySlowFast's tools/demo_net.py has them"
+            "clip (read_action_info, mvitv2 predict --boxes FILE)"
         )
     if adapter.act == "none":
         raise ValueError("MODEL.HEAD_ACT must be softmax or sigmoid, got 'none'")
@@ -73,6 +73,31 @@ def read_info(cfg: Any, name: str) -> ModelInfo:
         sampling=sampling if dataset == "kinetics" else "segments",  # type: ignore[arg-type]
         channel_order=order,  # type: ignore[arg-type]
         **common,
+    )
+
+
+def read_action_info(cfg: Any, name: str) -> ModelInfo:
+    """How PySlowFast's AVA test prepares clips: whole frames, the shorter side at the crop's.
+
+    Args:
+        cfg, name: as for ``read_info``, with ``DETECTION.ENABLE``.
+    """
+    data, crop = cfg.DATA, cfg.DATA.TEST_CROP_SIZE
+    # Frames are read as BGR, normalised, and then turned unless AVA.BGR.
+    turn = 1 if cfg.AVA.BGR else -1
+    return ModelInfo(
+        name=name,
+        task="clip",
+        num_classes=cfg.MODEL.NUM_CLASSES,
+        labels=None,
+        input_size=(data.NUM_FRAMES, crop, crop),
+        mean=tuple(data.MEAN)[::turn],
+        std=tuple(data.STD)[::turn],
+        resize=crop,
+        interpolation="bilinear",
+        sampling_rate=data.SAMPLING_RATE,
+        activation="sigmoid",
+        channel_order="BGR" if cfg.AVA.BGR else "RGB",
     )
 
 

@@ -12,21 +12,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torchvision.ops import RoIAlign
-
-
-class ROIAlign(RoIAlign):
-    """detectron2's argument order over torchvision's operator, which it wraps too."""
-
-    def __init__(
-        self,
-        output_size: tuple[int, int],
-        spatial_scale: float,
-        sampling_ratio: int,
-        aligned: bool = True,
-    ) -> None:
-        super().__init__(output_size, spatial_scale, sampling_ratio, aligned)
-
 
 class Missing:
     """Stands in for a class or function of PySlowFast's demo, which needs detectron2."""
@@ -46,6 +31,7 @@ def stand_in_for_detectron2() -> Iterator[str | None]:
         yield None
         return
     from .compat import add_module
+    from .roi_align_layer import ROIAlign
 
     add_module("detectron2", [], __version__="0")
     try:

@@ -51,6 +51,27 @@ class Thing:
         return self.name or f"class {self.index}"
 
 
+@dataclass(frozen=True)
+class Region:
+    """What a panoptic model calls stuff: sky, grass; all of one class together.
+
+    Args:
+        index, name: of its class, as for ``Label``.
+        share: of the picture's pixels, 0 to 1.
+        mask: COCO run lengths, as for ``Thing``.
+    """
+
+    index: int
+    name: str
+    share: float
+    mask: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        """Its name, or "class 7"."""
+        return self.name or f"class {self.index}"
+
+
 @dataclass
 class Answer:
     """What is printed and drawn for one part of an input.
@@ -59,10 +80,12 @@ class Answer:
         part: the input, or what went wrong with it.
         labels: a classifier's, the most likely first.
         things: a detector's, the surest first; None for a classifier.
+        stuff: a panoptic model's, the largest first; None for others.
         drawing: (H, W, 3) uint8 with things drawn in, where pictures are wanted.
     """
 
     part: Part
     labels: list[Label] = field(default_factory=list)
     things: list[Thing] | None = None
+    stuff: list[Region] | None = None
     drawing: Any = None

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mvitv2_core.media import MediaError, Video, open_image
 
-from .answers import Answer, Thing
+from .answers import Answer, Region, Thing
 from .feed import Part
 from .inputs import Input
 
@@ -28,6 +28,8 @@ class Detector:
         score: least score of an object that counts.
         every: of a video, each how-manieth frame is looked at.
         draw: make drawings.
+        stuff: of a panoptic model's stuff, detectron2's ``stuff_classes`` and ``stuff_colors``,
+            where they are known.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Detector:
         score: float = 0.5,
         every: int = 1,
         draw: bool = False,
+        stuff: Mapping[str, Any] | None = None,
     ) -> None:
         from detectron2.data.transforms import AugmentationList
 
@@ -49,6 +52,8 @@ class Detector:
         self.augmentations = AugmentationList(list(augmentations))
         self.image_format, self.labels = image_format, labels
         self.score, self.every, self.draw = score, every, draw
+        self.stuff = dict(stuff or {})
+        self.stuff_names = dict(enumerate(self.stuff.pop("stuff_classes", ())))
 
     def read_picture(self, item: Input) -> Part:
         """A picture as detectron2's model takes it.
@@ -132,17 +137,24 @@ class Detector:
             instances = output["instances"].to("cpu")
             instances = instances[instances.scores >= self.score]
             instances = instances[instances.scores.argsort(descending=True)]
-            drawing = self._drawing(part.picture, instances) if self.draw else None
-            yield Answer(part, things=self._things(instances), drawing=drawing)
+            answer = Answer(part, things=self._things(instances))
+            if "panoptic_seg" in output:
+                panoptic, segments = output["panoptic_seg"]
+                panoptic = panoptic.to("cpu")
+                answer.stuff = self._stuff(panoptic, segments)
+            if self.draw and answer.stuff is not None:
+                sure = [s for s in segments if not s["isthing"] or s["score"] >= self.score]
+                drawing = self._visualizer(part.picture).draw_panoptic_seg(panoptic, sure)
+                answer.drawing = drawing.get_image()
+            elif self.draw:
+                drawing = self._visualizer(part.picture).draw_instance_predictions(instances)
+                answer.drawing = drawing.get_image()
+            yield answer
 
     def _things(self, instances: Any) -> list[Thing]:
         masks: list[dict[str, Any] | None] = [None] * len(instances)
         if instances.has("pred_masks"):
-            from pycocotools.mask import encode
-
-            for index, mask in enumerate(instances.pred_masks.byte().numpy()):
-                run = encode(mask.copy(order="F"))
-                masks[index] = {"size": run["size"], "counts": run["counts"].decode("ascii")}
+            masks = [_run_lengths(mask) for mask in instances.pred_masks]
         rows = zip(
             instances.pred_classes.tolist(),
             instances.scores.tolist(),
@@ -155,17 +167,40 @@ class Detector:
             for index, score, box, mask in rows
         ]
 
-    def _drawing(self, rgb: Any, instances: Any) -> Any:
+    def _stuff(self, panoptic: Tensor, segments: Sequence[dict[str, Any]]) -> list[Region]:
+        """Of an (H, W) map of segments' numbers."""
+        regions = []
+        for segment in segments:
+            if segment["isthing"]:
+                continue
+            index, mask = segment["category_id"], panoptic == segment["id"]
+            name = self.stuff_names.get(index, "")
+            regions.append(Region(index, name, mask.float().mean().item(), _run_lengths(mask)))
+        return sorted(regions, key=lambda region: -region.share)
+
+    def _visualizer(self, rgb: Any) -> Any:
         from detectron2.utils.visualizer import Visualizer
 
-        metadata = SimpleNamespace(get=lambda key, default=None: default)
-        if self.labels is not None:
-            names = list(self.labels)
-            metadata.get = lambda key, default=None: names if key == "thing_classes" else default
-        scale = max(1.0, 480 / max(rgb.shape[:2]))
-        visualizer = Visualizer(rgb, metadata, scale=scale)
-        return visualizer.draw_instance_predictions(instances).get_image()
+        known: dict[str, Any] = {"stuff_classes": _Numbered(self.stuff_names), **self.stuff}
+        known["thing_classes"] = None if self.labels is None else list(self.labels)
+        metadata = SimpleNamespace(get=lambda key, default=None: known.get(key) or default, **known)
+        return Visualizer(rgb, metadata, scale=max(1.0, 480 / max(rgb.shape[:2])))
 
     def name(self, index: int) -> str:
         """Of a class, "" where it is not known."""
         return self.labels[index] if self.labels is not None else ""
+
+
+class _Numbered(dict[int, str]):
+    """Names of classes by index, "class 7" where there is none."""
+
+    def __missing__(self, index: int) -> str:
+        return f"class {index}"
+
+
+def _run_lengths(mask: Tensor) -> dict[str, Any]:
+    """(H, W) booleans as COCO run lengths."""
+    from pycocotools.mask import encode
+
+    run = encode(mask.byte().numpy().copy(order="F"))
+    return {"size": run["size"], "counts": run["counts"].decode("ascii")}

@@ -19,6 +19,7 @@ from mvitv2_core.checkpoint import CheckpointError, read_checkpoint
 from mvitv2_core.checkpoint.load import weights_path
 from mvitv2_core.checkpoint.report import listing
 from mvitv2_core.model_info import OFFICIAL
+from mvitv2_core.recipes import recipe_path
 
 from .detect import Detector
 
@@ -33,19 +34,17 @@ CONSTANTS = ("pixel_mean", "pixel_std", "cell_anchors.")
 
 
 def find_recipe(name: str) -> Path:
-    """The config of this project's repository for an official detector.
+    """This project's config for an official detector: of a checkout, or of the installed wheel.
 
     Raises:
-        ValueError: the repository is not here.
+        ValueError: it is in neither.
     """
-    import mvitv2_d2
-
     recipe = OFFICIAL[name].recipe.split("/configs/")[-1]
-    configs = Path(mvitv2_d2.__file__).parents[1] / "projects" / "detection" / "configs"
-    path = configs / ("vitdet" if "ViTDet" in OFFICIAL[name].recipe else "") / recipe
-    if not path.is_file():
-        raise ValueError(f"{name}: --config must name its config: {path} is not there")
-    return path
+    folder = "vitdet/" if "ViTDet" in OFFICIAL[name].recipe else ""
+    try:
+        return recipe_path(f"projects/detection/configs/{folder}{recipe}")
+    except ValueError as error:
+        raise ValueError(f"{name}: --config must name its config: {error}") from error
 
 
 def build_detector(
@@ -89,6 +88,7 @@ def build_detector(
         options.score,
         options.every,
         options.draw,
+        _stuff(dataset),
     )
     unnamed = "" if labels is not None else "; its classes have no names here (--labels FILE)"
     return detector, f"{what}: detector, weights {weights}{unnamed}"
@@ -260,3 +260,14 @@ def _labels(dataset: str, folder: Path, options: Any) -> list[str] | None:
 
     classes = MetadataCatalog.get(dataset).get("thing_classes")
     return list(classes) if classes else None
+
+
+def _stuff(dataset: str) -> dict[str, Any]:
+    """What detectron2 knows of a data set's stuff: names and colours."""
+    from detectron2.data import MetadataCatalog
+
+    if dataset not in MetadataCatalog.list():
+        return {}
+    metadata = MetadataCatalog.get(dataset)
+    found = {key: metadata.get(key) for key in ("stuff_classes", "stuff_colors")}
+    return {key: value for key, value in found.items() if value}

@@ -17,7 +17,9 @@ from mvitv2_core.checkpoint.formats import to_project
 from mvitv2_core.labels import read_labels
 from mvitv2_core.model_info import OFFICIAL, ModelInfo, clip_info, image_info
 from mvitv2_core.models import list_models
+from mvitv2_core.recipes import recipe_path
 
+from .actions import ActionDetector, read_boxes
 from .classify import Classifier
 
 WEIGHTS = (".pyth", ".pth", ".pt", ".bin", ".pkl", ".pickle", ".safetensors")
@@ -41,6 +43,7 @@ class Options:
     every: int = 1
     draw: bool = False
     trust_config: bool = False
+    boxes: str | None = None
 
     @property
     def torch_device(self) -> torch.device:
@@ -70,8 +73,8 @@ def find_model(name: str, options: Options) -> tuple[Any, str]:
     path = Path(name)
     if path.is_dir():
         return _from_folder(path, options)
-    if path.suffix.lower() in CONFIGS and path.is_file():
-        return _detector(path, options.weights, options, str(path))
+    if path.suffix.lower() in CONFIGS:
+        return _detector(recipe_path(path), options.weights, options, name)
     if path.suffix.lower() in WEIGHTS:
         return _from_file(path, options)
     row = OFFICIAL.get(name)
@@ -177,36 +180,30 @@ def _from_file(path: Path, options: Options) -> tuple[Any, str]:
     return _classifier(model, info, options, str(path), [path.parent])
 
 
-class _Node(dict[str, Any]):
-    """A YAML mapping whose keys are attributes, as PySlowFast's config nodes are."""
-
-    __getattr__ = dict.__getitem__
-
-
-def _node(value: Any) -> Any:
-    if isinstance(value, dict):
-        return _Node({key: _node(item) for key, item in value.items()})
-    return value
-
-
-def _pyslowfast_cfg(path: Path, text: object) -> _Node | None:
+def _pyslowfast_cfg(path: Path, text: object) -> Any:
     """The config that PySlowFast stored in a checkpoint; None where there is none of its own."""
     import yaml
 
+    from mvitv2_slowfast.config_file import Node, to_node
+
     try:
-        cfg = _node(yaml.safe_load(text)) if isinstance(text, str) else None
+        cfg = to_node(yaml.safe_load(text)) if isinstance(text, str) else None
     except yaml.YAMLError as error:
         raise CheckpointError(f"{path}: the config in it is no YAML: {error}") from error
-    if not isinstance(cfg, _Node) or not {"MVIT", "DATA", "TEST", "DETECTION"} <= set(cfg):
+    if not isinstance(cfg, Node) or not {"MVIT", "DATA", "TEST", "DETECTION"} <= set(cfg):
         return None  # facebookresearch/mvit stores one of its own, which has fewer
     return cfg
 
 
-def _from_pyslowfast(path: Path, cfg: _Node, options: Options) -> tuple[Any, str]:
+def _from_pyslowfast(path: Path, cfg: Any, options: Options) -> tuple[Any, str]:
     """A checkpoint that PySlowFast wrote, by the whole config in it."""
     from mvitv2_slowfast.config import read_config
     from mvitv2_slowfast.model_info import read_info
 
+    data = cfg["DATA"]["PATH_TO_DATA_DIR"]
+    beside = [path.parent, path.parent.parent, *([Path(data)] if data else [])]
+    if cfg["DETECTION"]["ENABLE"]:
+        return _of_actions(path, cfg, options, beside)
     try:
         config, info = read_config(cfg), read_info(cfg, path.name)
     except (KeyError, AttributeError, TypeError) as error:
@@ -215,9 +212,43 @@ def _from_pyslowfast(path: Path, cfg: _Node, options: Options) -> tuple[Any, str
         raise ValueError(f"{path}: {error}") from error
     model = MViTClassifier(config)
     load_checkpoint(model, path)
-    data = cfg["DATA"]["PATH_TO_DATA_DIR"]
-    beside = [path.parent, path.parent.parent, *([Path(data)] if data else [])]
     return _classifier(model, info, options, str(path), beside)
+
+
+def _of_actions(
+    path: Path, cfg: Any, options: Options, beside: Sequence[Path]
+) -> tuple[ActionDetector, str]:
+    """PySlowFast's AVA models, whose head is PySlowFast's."""
+    from mvitv2_slowfast.config_file import Node
+    from mvitv2_slowfast.model import MViTv2
+    from mvitv2_slowfast.model_info import read_action_info
+
+    if options.boxes is None:
+        raise ValueError(
+            f"{path}: says what people do whose boxes are known (AVA): --boxes must name a CSV "
+            f"file of them, with lines of video, second, x1, y1, x2, y2 (sides from 0 to 1)"
+        )
+    try:
+        info = read_action_info(cfg, path.name)
+        model = MViTv2(Node({**cfg, "MVITV2": Node()}))  # without weights to start from
+    except (KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path}: the config in it lacks {error}") from error
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    load_checkpoint(model, path)
+    labels = find_labels(options.labels, beside)
+    detector = ActionDetector(
+        model,
+        info,
+        read_boxes(options.boxes),
+        labels,
+        options.torch_device,
+        options.topk,
+        options.score,
+        options.draw,
+    )
+    unnamed = "" if labels is not None else "; its classes have no names here (--labels FILE)"
+    return detector, f"{path}: {info.num_classes} actions at boxes of {options.boxes}{unnamed}"
 
 
 def _from_folder(folder: Path, options: Options) -> tuple[Any, str]:

@@ -80,6 +80,12 @@ def add_arguments(command: Any) -> None:
     command.add_argument(
         "--every", type=_count, default=1, help="frames from one to the next for a detector"
     )
+    command.add_argument(
+        "--boxes",
+        metavar="FILE",
+        help="for AVA models, people's boxes: a CSV file with lines of video, second, x1, y1, x2, "
+        "y2 (sides from 0 to 1)",
+    )
     command.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     command.add_argument(
         "--batch", type=_count, default=8, help="pictures or clips at a time (default 8)"
@@ -97,6 +103,7 @@ def run(options: Any) -> int:
     missing = what_is_missing(options.out is not None)
     if missing:
         raise ValueError(f"predict needs {', '.join(missing)}: {PACKAGES}")
+    from .actions import ActionDetector
     from .find_model import Options, find_model
     from .inputs import find_inputs
 
@@ -121,8 +128,11 @@ def run(options: Any) -> int:
         every=options.every,
         draw=options.out is not None,
         trust_config=options.trust_config,
+        boxes=options.boxes,
     )
     predictor, what = find_model(options.model, chosen)
+    if options.boxes is not None and not isinstance(predictor, ActionDetector):
+        raise ValueError(f"--boxes is for AVA models, which {options.model} is not")
     if not options.quiet:
         print(f"mvitv2: {what}", file=sys.stderr)
     failed = answer_all(predictor, inputs, options)

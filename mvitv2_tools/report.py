@@ -21,6 +21,7 @@ def to_text(answer: Answer) -> str:
         f"{', '.join(f'{side:.0f}' for side in thing.box)}"
         for thing in answer.things
     ]
+    rows += [f"{100 * r.share:7.2f} %  of the picture: {r.text}" for r in answer.stuff or []]
     return "\n".join([heading, *(rows or ["         nothing found"])])
 
 
@@ -51,6 +52,16 @@ def to_json(answer: Answer) -> str:
                 **({} if thing.mask is None else {"mask": thing.mask}),
             }
             for thing in answer.things
+        ]
+    if answer.stuff is not None:
+        row["stuff"] = [
+            {
+                "index": region.index,
+                "label": region.name or None,
+                "share": round(region.share, 6),
+                "mask": region.mask,
+            }
+            for region in answer.stuff
         ]
     return json.dumps(row)
 

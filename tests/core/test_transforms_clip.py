@@ -104,6 +104,12 @@ def test_broken_tail(tmp_path: Path) -> None:
     numbers = [lit(clip, 90) for clip in read(cut, decoded_side=0)]
     assert numbers[0][0] == 0 and max(map(max, numbers)) < 70
     assert all(a <= b for clip in numbers for a, b in pairwise(clip))
+    with Video(cut) as video:
+        ClipTransform(INFO).read(video)
+        assert video.broken.startswith("of 3.0 s, ")
+    with Video(cut) as video:  # its first second is whole, but a part that reaches the end is not
+        assert list(video.frames(0.0, 1.0)) and not video.broken
+        assert list(video.frames(1.0, 2.5)) and video.broken
     # With its index in front, an MP4 that was cut off ends quietly.
     options = {"container_options": {"movflags": "+faststart"}}
     data = write_video(tmp_path / "front.mp4", frames, **options).read_bytes()

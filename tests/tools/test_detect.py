@@ -19,9 +19,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from PIL import Image
 
-from mvitv2_core.model_info import OFFICIAL
 from mvitv2_d2.env import setup_environment
-from mvitv2_tools.detectron2_model import find_recipe
 from tests.media_files import frame_number, picture, write_video
 from tests.tools.conftest import Predict
 
@@ -231,35 +229,3 @@ def test_weights_that_do_not_fit(
     path.unlink()
     shutil.copy(lazy_run / "training" / "model_final.pth", tmp_path / "alone.pth")
     assert "--config must name" in predict(tmp_path / "alone.pth", pictures).err
-
-
-@pytest.mark.parametrize("name", [n for n, row in OFFICIAL.items() if row.config is None])
-def test_official_detectors_have_their_recipe(name: str) -> None:
-    path = find_recipe(name)
-    assert path.is_file() and "model" in LazyConfig.load(str(path))
-
-
-@pytest.mark.slow
-def test_official_detector(
-    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By its name alone, with a file of its names and shapes where the download would put it."""
-    name = "mask_rcnn_mvitv2_t_3x"
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    model = instantiate(LazyConfig.load(str(find_recipe(name))).model)
-    target = tmp_path / "hub" / "checkpoints" / OFFICIAL[name].file
-    target.parent.mkdir(parents=True)
-    import pickle
-
-    arrays = {n: v.numpy() for n, v in model.state_dict().items()}
-    target.write_bytes(pickle.dumps({"model": arrays, "__author__": "authors"}))
-    Image.fromarray(picture(160, 120)).save(tmp_path / "a.png")
-    result = predict(name, tmp_path / "a.png", "--json", "--score", 0.01)
-    assert result.code == 0 and "have no names" not in result.err
-    assert {o["label"] for o in result.rows[0]["objects"]} <= set(coco_names())
-
-
-def coco_names() -> list[str]:
-    from mvitv2_core.labels import read_labels
-
-    return read_labels("coco")

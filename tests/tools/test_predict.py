@@ -21,6 +21,7 @@ from mvitv2_tools import predict as predict_module
 from tests.compare import randomize
 from tests.media_files import frame_number, picture, set_rotation, write_video
 from tests.tools.conftest import TINY_CLIP, TINY_STILL, Predict, loading_cfg, slowfast_run
+from tests.tools.official import place_official
 
 Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow: pip install Pillow")
 pytest.importorskip("av", reason="videos need PyAV: pip install av")
@@ -32,14 +33,6 @@ def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     place_official("mvitv2_tiny_in1k", home)
     return home
-
-
-def place_official(name: str, home: Path) -> None:
-    config = OFFICIAL[name].config
-    assert config is not None
-    target = home / "hub" / "checkpoints" / OFFICIAL[name].file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model_state": randomize(MViTClassifier(config())).state_dict()}, target)
 
 
 @pytest.fixture
@@ -85,24 +78,6 @@ def test_official_name(
     first = result.rows[1]["labels"][0]
     assert lines[0] == str(pictures / "1.png") and len(lines) == 3 and text.err == ""
     assert lines[1] == f"{100 * first['probability']:7.2f} %  {first['label']}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["mvitv2_small_in1k", "mvitv2_small_16x4_k400"])
-def test_small_official_names(
-    name: str, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    place_official(name, tmp_path)
-    model = create_model(name, weights=True)
-    path = tmp_path / "a.png"
-    if model.info.task == "clip":
-        path = write_video(tmp_path / "a.mp4", frame_number(70, 160, 120))
-    else:
-        Image.fromarray(picture()).save(path)
-    result = predict(name, path, "--json", "--batch", 2)
-    assert result.code == 0
-    check(result.rows[0], probabilities(model, model.info, path), read_labels(model.info.labels))
 
 
 def test_plain_checkpoint(predict: Predict, tmp_path: Path) -> None:
@@ -194,7 +169,7 @@ def test_official_file_by_path(predict: Predict, tiny_home: Path, pictures: Path
         ({"MODEL__HEAD_ACT": "none"}, "HEAD_ACT"),
         ({"TEST__DATASET": "charades"}, "TEST.DATASET must be one of kinetics, ssv2"),
         ({"TEST__NUM_SPATIAL_CROPS": 2}, "NUM_SPATIAL_CROPS must be 1 or 3"),
-        ({"DETECTION__ENABLE": True}, "DETECTION.ENABLE must be False"),
+        ({"DETECTION__ENABLE": True}, "--boxes must name a CSV file"),
         ({"MVIT__MODE": "avg"}, "MVIT.MODE must be 'conv'"),
     ],
 )
