@@ -162,7 +162,7 @@ def query_rows(queries: Sequence[Query], thw: Sequence[int], cls_token: bool) ->
     """(queries, Nq) factors whose row is the mean over the tokens that a query names."""
     if isinstance(queries, str) or not queries:
         refuse("queries", "a sequence of queries", queries)
-    rows = torch.zeros(len(queries), int(cls_token) + prod(thw))
+    rows = torch.zeros(len(queries), int(cls_token) + prod(thw), dtype=torch.float64)
     for row, query in zip(rows, queries, strict=True):
         if query == "cls":
             if not cls_token:

@@ -66,8 +66,8 @@ def spot(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     x, y = rng.uniform(0, SIZE, 2)
     across = np.arange(SIZE) + 0.5
     radius = rng.uniform(0.015, 0.04) * SIZE
-    square = (across[None] - x) ** 2 + (across[:, None] - y) ** 2
-    cover = np.exp(-square / (2 * radius**2))[..., None]
+    along = [np.exp(-((across - centre) ** 2) / (2 * radius**2)) for centre in (y, x)]
+    cover = np.outer(*along)[..., None]
     return canvas * (1 - cover) + cover * rng.uniform(0, 255, 3)
 
 
