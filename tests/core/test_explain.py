@@ -236,12 +236,7 @@ def test_spread_by_hand() -> None:
 
 
 def test_rollout_by_hand() -> None:
-    """One block of equal weights whose q pool makes 1 cell of 2 x 2, and whose keys are the cells.
-
-    Half by the shortcut: a kernel of 3 on the corner sees all four cells. Half by attention: each
-    key's kernel of 3 sees all four as well. So each cell gets a quarter; a block of 4 x 1 cells
-    with stride 2 gives the first pooled cell 1/2 of cells 0 and 1 by the shortcut.
-    """
+    """Two blocks of equal weights on 4 x 1 cells, the second with a q stride of 2."""
     blocks = stage_blocks((1, 1), 8, 1, (4, 1), (1, 1))
     config = replace(MViTConfig.variant("T", (16, 4), num_classes=2), blocks=blocks)
     model = MViTClassifier(config).double().eval()
@@ -251,10 +246,8 @@ def test_rollout_by_hand() -> None:
                 nn.init.zeros_(parameter)
     # Block 1, query 0: the shortcut's kernel lies on cells 0 and 1. Its four equal keys have
     # kernels on (0, 1), (0, 1, 2), (1, 2, 3) and (2, 3).
-    keys = torch.tensor(
-        [1 / 2 + 1 / 3, 1 / 2 + 1 / 3 + 1 / 3, 1 / 3 + 1 / 3 + 1 / 2, 1 / 3 + 1 / 2]
-    )
-    keys = keys.double() / 4
+    half, third = torch.tensor([1 / 2, 1 / 3], dtype=F64)
+    keys = torch.stack([half + third, half + 2 * third, 2 * third + half, third + half]) / 4
     first = (torch.tensor([0.5, 0.5, 0, 0], dtype=F64) + keys) / 2
     # Block 0 does not pool q: half stays, half is spread as the keys of a uniform row are.
     expected = (first + keys) / 2

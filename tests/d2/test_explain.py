@@ -26,7 +26,7 @@ F64 = torch.float64
 
 
 class Softmaxes(TorchFunctionMode):
-    """Keeps what ``softmax`` gives: (B * windows, heads, Nq, Nk) of each block."""
+    """Keeps what ``softmax`` gives: (B * heads * windows, Nq, Nk) of each block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,8 @@ def test_softmax_weights(size: tuple[int, int], tally: Callable[..., None]) -> N
         k_thw = maps.shape[3:]
         # Back to what lies where in the official class: (B * windows, heads, Nq, Nk).
         heads = ours.config.blocks[index].num_heads
-        expected = expected.unflatten(0, (-1, heads))
+        # (B * heads * windows, Nq, Nk) -> (B * windows, heads, Nq, Nk)
+        expected = expected.unflatten(0, (2, heads, -1)).transpose(1, 2).flatten(0, 1)
         got = maps.flatten(3).transpose(1, 2)
         if windows is not None:
             # Which token, from 1, lies where in which window; 0 is what fills one.
