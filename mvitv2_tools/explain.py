@@ -24,7 +24,8 @@ Beside each other: what the model sees, and the same with the map, from dark to 
 The exit code is 0 where every input has its picture, 1 where some could not be read, 2 where
 nothing could be done.
 """
-METHODS = ("grad-cam", "attention", "rollout")
+CAMS = ("grad-cam", "hires-cam")  # these explain a class, by gradients
+METHODS = (*CAMS, "attention", "rollout")
 SHOWN = 0.6  # of the map's colours in a drawing
 LEAST = 224  # pixels of the shorter side from which on a drawing is not enlarged
 
@@ -56,7 +57,9 @@ def add_explain(commands: Any) -> None:
         help="whose attention: cls, mean, or a cell of the block's grid of queries as H,W or "
         "T,H,W (default: the class token, or else the mean)",
     )
-    command.add_argument("--target", type=int, help="class for grad-cam (default: the likeliest)")
+    command.add_argument(
+        "--target", type=int, help="class for grad-cam and hires-cam (default: the likeliest)"
+    )
     command.add_argument("--weights", metavar="FILE", help="for a plain variant")
     command.add_argument("--labels", metavar="FILE", help="names of the classes")
     command.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
@@ -79,8 +82,8 @@ class Method:
     Args:
         name: one of METHODS.
         block: number of the block; not used by rollout.
-        query: whose attention; not used by Grad-CAM.
-        target: class of Grad-CAM; None for the likeliest.
+        query: whose attention; not used by CAMS.
+        target: class of CAMS; None for the likeliest.
     """
 
     name: str
@@ -92,16 +95,16 @@ class Method:
         """(1, C, *spatial) -> (1, *grid), at least 0."""
         from mvitv2_core.explain import attention_maps, attention_rollout, grad_cam
 
-        if self.name == "grad-cam":
-            return grad_cam(model, x, self.target, self.block)
+        if self.name in CAMS:
+            return grad_cam(model, x, self.target, self.block, self.name == "hires-cam")
         if self.name == "rollout":
             return attention_rollout(model, x, self.query)
         return attention_maps(model, x, self.block, [self.query]).grid[:, 0].mean(dim=1)
 
     def caption(self, answer: str, target: str) -> str:
         """Words below a drawing."""
-        if self.name == "grad-cam":
-            return f"{answer}; Grad-CAM of {target}, block {self.block}"
+        if self.name in CAMS:
+            return f"{answer}; {self.name} of {target}, block {self.block}"
         named = {"cls": "the class token", "mean": "the mean"}
         whose = named.get(self.query, f"cell {self.query}")
         if self.name == "rollout":
@@ -122,10 +125,10 @@ def choose(model: Any, options: Any) -> Method:
     given = options.block is not None or options.stage is not None
     if name == "rollout" and given:
         raise ValueError("--method rollout goes through all blocks: give no --block, no --stage")
-    if name == "grad-cam" and options.query is not None:
-        raise ValueError("--query goes with attention and rollout, not with grad-cam")
-    if name != "grad-cam" and options.target is not None:
-        raise ValueError(f"--target goes with grad-cam, not with {name}")
+    if name in CAMS and options.query is not None:
+        raise ValueError(f"--query goes with attention and rollout, not with {name}")
+    if name not in CAMS and options.target is not None:
+        raise ValueError(f"--target goes with {' and '.join(CAMS)}, not with {name}")
     classes = model.config.num_classes
     if options.target is not None and not 0 <= options.target < classes:
         raise ValueError(f"--target must be from 0 to {classes - 1}, got {options.target}")
@@ -136,7 +139,7 @@ def choose(model: Any, options: Any) -> Method:
         raise ValueError("--query cls: the model has no class token")
     elif isinstance(query, tuple) and len(query) != model.config.rank:
         raise ValueError(f"--query must have {model.config.rank} numbers, got {query}")
-    block = deepest_block(model) if name == "grad-cam" else count - 1
+    block = deepest_block(model) if name in CAMS else count - 1
     if options.stage is not None:
         stages = len(model.config.stage_ends)
         if not 1 <= options.stage <= stages:
@@ -144,7 +147,7 @@ def choose(model: Any, options: Any) -> Method:
         block = stage_block(model, options.stage - 1)
     if options.block is not None:
         block = block_index(model, options.block)
-        if name == "grad-cam" and block > deepest_block(model):
+        if name in CAMS and block > deepest_block(model):
             raise ValueError(
                 f"--block must be at most {deepest_block(model)}: of the last block's output the "
                 "head sees the class token alone"

@@ -9,14 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import is_whole, refuse
+from ..checks import check_flag, is_whole, refuse
 from ..features import feature_grid
 from ..model import Head, MViT, MViTClassifier
 from .attention import block_index
 
 
 def grad_cam(
-    model: MViTClassifier, x: Tensor, target: Tensor | int | None = None, block: int | None = None
+    model: MViTClassifier,
+    x: Tensor,
+    target: Tensor | int | None = None,
+    block: int | None = None,
+    per_cell: bool = False,
 ) -> Tensor:
     """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391, section 3) of a block's output.
 
@@ -30,6 +34,9 @@ def grad_cam(
         block: number of the block, or None for the deepest that the head sees cells of: with a
             head on the class token that is the last but one, since of the last block's output it
             sees the class token alone.
+        per_cell: weigh each cell by its own gradient instead of the mean (HiResCAM, Draelos and
+            Carin 2020, arXiv 2011.08891). The mean counts cells that later blocks do not attend
+            to like those that they do; docs/explain.md has figures.
 
     Returns:
         (B, *grid) from 0 up, not scaled.
@@ -39,6 +46,7 @@ def grad_cam(
     """
     if not isinstance(model, MViTClassifier) or not isinstance(model.head, Head):
         refuse("model", "a classifier", type(model).__name__)
+    check_flag("per_cell", per_cell)
     deepest = deepest_block(model)
     index = deepest if block is None else block_index(model, block)
     if index > deepest:
@@ -53,7 +61,8 @@ def grad_cam(
         classes = logits.argmax(dim=1) if target is None else _classes(target, logits)
         score = logits.gather(1, classes[:, None]).sum()
     (gradient,) = torch.autograd.grad(score, tokens)
-    weights = feature_grid(gradient, thw).mean(dim=(-2, -1), keepdim=True)
+    weights = feature_grid(gradient, thw)
+    weights = weights if per_cell else weights.mean(dim=(-2, -1), keepdim=True)
     return (weights * feature_grid(tokens.detach(), thw)).sum(dim=1).relu()
 
 

@@ -29,6 +29,8 @@ from projects.video.scenes import box, draw_background, draw_look, paint
 CLASSES = ("disc", "triangle", "plus", "ring")
 SIZE, SPOTS, SPREAD = 64, 14, 0.28
 DEPTHS, WIDTH = (2, 2), 32
+KINDS = ("mean", "class token", "windows")
+WINDOWS = (4, 4, 4, 2)  # of each block, 16 pixels wide: what a cell says stays near it
 BATCH, RATE = 32, 2e-3
 
 
@@ -71,25 +73,27 @@ def spot(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return canvas * (1 - cover) + cover * rng.uniform(0, 255, 3)
 
 
-def build(cls_token: bool) -> MViTClassifier:
-    """Two stages of two blocks: grids of 16 x 16 and 8 x 8."""
-    rows = stage_rows(DEPTHS, WIDTH, 1, (4, 4))
-    config = MViTConfig.variant("T", (SIZE, SIZE), num_classes=len(CLASSES), cls_token=cls_token)
+def build(kind: str) -> MViTClassifier:
+    """Two stages of two blocks, grids of 16 x 16 and 8 x 8; ``kind`` is one of KINDS."""
+    rows = stage_rows(DEPTHS, WIDTH, 1, (2, 2) if kind == "windows" else (4, 4))
+    if kind == "windows":
+        rows = [row._replace(window_size=n) for row, n in zip(rows, WINDOWS, strict=True)]
+    config = MViTConfig.variant(
+        "T", (SIZE, SIZE), num_classes=len(CLASSES), cls_token=kind == "class token"
+    )
     return MViTClassifier(replace(config, blocks=lay_out(rows, WIDTH, (SIZE // 4,) * 2)))
 
 
-def train(cls_token: bool, steps: int, seed: int = 0, quiet: bool = False) -> MViTClassifier:
+def train(kind: str, steps: int, seed: int = 0, quiet: bool = False) -> MViTClassifier:
     """Train on fresh pictures at every step."""
     from tqdm import trange
 
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = build(cls_token).train()
+    model = build(kind).train()
     optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
-    bar = trange(
-        steps, disable=True if quiet else None, desc="class token" if cls_token else "mean"
-    )
+    bar = trange(steps, disable=True if quiet else None, desc=kind)
     for _ in bar:
         pictures = draw(rng, BATCH)
         loss = F.cross_entropy(model(pictures.images), pictures.labels)
@@ -133,8 +137,10 @@ def measure(model: MViTClassifier, count: int = 200, seed: int = 1_000_000) -> d
         correct = (model(images).argmax(dim=1) == labels).double().mean().item()
     results: dict[str, object] = {"pictures": count, "top1": correct}
     for stage in range(len(DEPTHS)):
-        cams = grad_cam(model, images, labels, stage_block(model, stage))
-        results[f"grad_cam_stage{stage + 1}_on_object"] = on_object(cams, boxes)
+        block = stage_block(model, stage)
+        for name in ("grad_cam", "hires_cam"):
+            cams = grad_cam(model, images, labels, block, per_cell=name == "hires_cam")
+            results[f"{name}_stage{stage + 1}_on_object"] = on_object(cams, boxes)
     query = "cls" if model.config.cls_token else "mean"
     for block in range(len(model.blocks)):
         maps = attention_maps(model, images, block, [query]).grid[:, 0].mean(dim=1)
@@ -183,12 +189,13 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     results = {}
-    for cls_token, name in ((False, "mean"), (True, "class_token")):
-        model = train(cls_token, options.steps)
+    for kind in KINDS:
+        name = kind.replace(" ", "_")
+        model = train(kind, options.steps)
         torch.save({"model_state": model.state_dict()}, options.out / f"{name}.pyth")
-        results[name] = measure(model)
+        results[kind] = measure(model)
         picture(model, options.out / f"{name}.png")
-        print(json.dumps({name: results[name]}, indent=2), flush=True)
+        print(json.dumps({kind: results[kind]}, indent=2), flush=True)
     (options.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 

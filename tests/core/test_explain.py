@@ -302,6 +302,9 @@ def test_grad_cam_by_hooks(kind: str, block: int | None) -> None:
         expected = (maps * weights).sum(dim=1).clamp(min=0)
         got = grad_cam(model, x, torch.tensor([3, 1]), block)
         assert torch.allclose(got, expected, rtol=0, atol=1e-12) and got.shape[1:] == tuple(thw)
+        expected = (maps * slopes).sum(dim=1).clamp(min=0)
+        own = grad_cam(model, x, torch.tensor([3, 1]), block, per_cell=True)
+        assert torch.allclose(own, expected, rtol=0, atol=1e-12)
         assert not got.requires_grad and all(p.grad is None for p in model.parameters())
         model.requires_grad_(False)  # frozen models too
         assert torch.equal(grad_cam(model, x, torch.tensor([3, 1]), block), got)

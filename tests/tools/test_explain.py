@@ -52,6 +52,7 @@ def still(tmp_path: Path) -> Path:
     [
         [],
         ["--stage", 1, "--target", 3],
+        ["--method", "hires-cam", "--block", 0],
         ["--method", "attention"],
         ["--method", "attention", "--block", 0, "--query", "0,2,3"],
         ["--method", "rollout", "--query", "mean"],
@@ -93,7 +94,7 @@ def test_what_is_refused(explain: Any, still: Path) -> None:
     says("--target must be from 0 to 4", "--target", 5)
     says("no --block, no --stage", "--method", "rollout", "--block", 0)
     says("--query goes with attention", "--query", "mean")
-    says("--target goes with grad-cam", "--method", "attention", "--target", 1)
+    says("--target goes with grad-cam and hires-cam", "--method", "attention", "--target", 1)
     says("--query must have 3 numbers", "--method", "attention", "--query", "1,2")
     says("indices of the grid", "--method", "attention", "--query", "0,99,0")
     (still / "a" / "bad.png").write_bytes(b"no picture")
@@ -109,6 +110,8 @@ def test_maps_are_those_of_the_core(still: Path) -> None:
     expected = attention_maps(model, x, 1, [query]).grid[:, 0].mean(dim=1)
     assert torch.equal(Method("attention", 1, query).maps(model, x), expected)
     assert torch.equal(Method("grad-cam", 0, target=2).maps(model, x), grad_cam(model, x, 2, 0))
+    expected = grad_cam(model, x, 2, 0, per_cell=True)
+    assert torch.equal(Method("hires-cam", 0, target=2).maps(model, x), expected)
     assert torch.equal(Method("rollout", 2, query).maps(model, x), attention_rollout(model, x))
 
 
