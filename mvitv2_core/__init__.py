@@ -8,6 +8,8 @@ and writes weights.
 
 from .checkpoint import CheckpointError, LoadReport, inflate_state_dict, load_checkpoint
 from .config import BlockSpec, MViTConfig
+from .feature_maps import MViTFeatures
+from .features import FeatureInfo, feature_grid, layer_decay_groups
 from .labels import read_labels
 from .model import MViT, MViTClassifier
 from .model_info import ModelInfo
@@ -19,14 +21,18 @@ __all__ = [
     "VARIANTS",
     "BlockSpec",
     "CheckpointError",
+    "FeatureInfo",
     "LoadReport",
     "MViT",
     "MViTClassifier",
     "MViTConfig",
+    "MViTFeatures",
     "ModelInfo",
     "create_model",
     "create_transform",
+    "feature_grid",
     "inflate_state_dict",
+    "layer_decay_groups",
     "list_models",
     "load_checkpoint",
     "read_labels",

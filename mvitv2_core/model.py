@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from math import prod
 
@@ -16,6 +16,7 @@ from .attention import NormLayer
 from .block import ActLayer, MultiScaleBlock
 from .checks import check_flag, check_maker, refuse
 from .config import MViTConfig
+from .features import Features
 from .plain import join_cls_token, split_cls_token
 
 Tokens = tuple[Tensor, tuple[int, ...]]  # (B, N, dim) and their grid
@@ -46,7 +47,7 @@ class PatchEmbed(nn.Module):
         return x.flatten(2).transpose(1, 2), thw
 
 
-class MViT(nn.Module):
+class MViT(Features):
     """MViTv2 trunk: patch embedding, positions and blocks. It has no last norm and no head.
 
     Adapters subclass it, so that names in its state dict are the published ones.
@@ -122,14 +123,16 @@ class MViT(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tokens]:
         """(B, C, *spatial) -> tokens (B, N, dim) and grid of each stage's last block."""
+        ends = self.config.stage_ends
+        return [stage for index, stage in enumerate(self.walk(x)) if index in ends]
+
+    def walk(self, x: Tensor) -> Iterator[Tokens]:
+        """(B, C, *spatial) -> tokens (B, N, dim) and grid after each block, as they are made."""
         x, thw = self.embed(x)
         recompute = self.act_checkpoint and self.training and torch.is_grad_enabled()
-        ends, stages = self.config.stage_ends, []
-        for index, block in enumerate(self.blocks):
+        for block in self.blocks:
             x, thw = checkpoint(block, x, thw, use_reentrant=False) if recompute else block(x, thw)
-            if index in ends:
-                stages.append((x, thw))
-        return stages
+            yield x, thw
 
     def embed(self, x: Tensor) -> Tokens:
         """(B, C, *spatial) -> (B, N, embed_dim) tokens with class token and absolute positions."""

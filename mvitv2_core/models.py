@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .checkpoint import load_checkpoint
+from .checks import check_flag, refuse
 from .config import MViTConfig
+from .feature_maps import MViTFeatures, features_of
+from .features import take_indices
 from .model import MViTClassifier
 from .model_info import OFFICIAL, ModelInfo, official_info, plain_info
 
@@ -44,8 +47,10 @@ def create_model(
     drop_path_rate: float = 0.0,
     act_checkpoint: bool = False,
     compile: bool = False,
-) -> MViTClassifier:
-    """An image or clip classifier by its name, in evaluation mode.
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+) -> MViTClassifier | MViTFeatures:
+    """An image or clip classifier by its name, or its trunk, in evaluation mode.
 
     ``model.info`` is its ``ModelInfo``: how inputs are prepared and what the outputs mean.
 
@@ -61,23 +66,32 @@ def create_model(
         drop_path_rate: of the last block, rising from 0.
         act_checkpoint: recompute blocks in the backward pass instead of keeping activations.
         compile: compile each block (docs/gpu.md).
+        features_only: the trunk alone, which gives the maps of its stages in a list
+            (``MViTFeatures``, docs/features.md).
+        out_indices: with ``features_only``, which stages, as ``forward_intermediates`` takes
+            ``indices``; None for all.
 
     Raises:
         ValueError: an unknown name, or an argument that does not fit it.
         CheckpointError: weights that cannot be had or do not match.
     """
     config, info = _config(name, num_classes, input_size, frames, drop_path_rate)
+    check_flag("features_only", features_only)
+    take_indices(len(config.stage_ends), out_indices)
+    if out_indices is not None and not features_only:
+        refuse("out_indices", "None without features_only=True", out_indices)
     if not isinstance(weights, (bool, str, os.PathLike)):
         raise ValueError(f"weights must be True, False, a file or a name, got {weights!r}")
     if weights is True and name in PLAIN:
         named = ", ".join(list_models(f"{name}_*"))
         raise ValueError(f"{name} has no weights of its own: weights must name some, as {named}")
-    model = MViTClassifier(config, act_checkpoint=act_checkpoint, compile=compile)
+    whole = MViTClassifier(config, act_checkpoint=act_checkpoint, compile=compile)
     if weights is not False:
         allowed = ("head",) if num_classes is not None else ()
         if name in PLAIN and frames is not None:
             allowed = (*allowed, "cls_token")
-        load_checkpoint(model, name if weights is True else weights, allow_new=allowed)
+        load_checkpoint(whole, name if weights is True else weights, allow_new=allowed)
+    model = features_of(whole, out_indices, compile) if features_only else whole
     model.info = info  # type: ignore[assignment]  # nn.Module types what is set on it
     return model.eval()
 

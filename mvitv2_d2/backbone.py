@@ -173,6 +173,10 @@ class MViT(Trunk, Backbone):
                 outputs[name] = tokens.unflatten(1, hw).permute(0, 3, 1, 2)
         return outputs
 
+    def stage_norm(self, stage: int) -> nn.Module | None:
+        """The norm of a requested feature; None for a stage that gives none."""
+        return getattr(self, f"{self._stage_names[stage]}_norm", None)
+
     def freeze(self, freeze_at: int = 0) -> MViT:
         """Stop training the first stages, as ``MODEL.BACKBONE.FREEZE_AT`` counts them.
 

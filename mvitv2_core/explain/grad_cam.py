@@ -1,0 +1,98 @@
+"""Grad-CAM of any block of a classifier, for images and clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..checks import check_flag, is_whole, refuse
+from ..features import feature_grid
+from ..model import Head, MViT, MViTClassifier
+from .attention import block_index
+
+
+def grad_cam(
+    model: MViTClassifier,
+    x: Tensor,
+    target: Tensor | int | None = None,
+    block: int | None = None,
+    per_cell: bool = False,
+) -> Tensor:
+    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391, section 3) of a block's output.
+
+    ReLU of the sum over channels of the tokens, each weighed by the mean over height and width of
+    the target logit's gradient; of clips for each time on the grid, as PySlowFast's visualizer.
+
+    Args:
+        model: a classifier.
+        x: (B, C, *spatial) images or clips.
+        target: class, or (B,) classes; None for the likeliest of each.
+        block: number of the block, or None for the deepest that the head sees cells of: with a
+            head on the class token that is the last but one, since of the last block's output it
+            sees the class token alone.
+        per_cell: weigh each cell by its own gradient instead of the mean (HiResCAM, Draelos and
+            Carin 2020, arXiv 2011.08891). The mean counts cells that later blocks do not attend
+            to like those that they do; docs/explain.md has figures.
+
+    Returns:
+        (B, *grid) from 0 up, not scaled.
+
+    Raises:
+        ValueError: no classifier, or a block or class that there is not.
+    """
+    if not isinstance(model, MViTClassifier) or not isinstance(model.head, Head):
+        refuse("model", "a classifier", type(model).__name__)
+    check_flag("per_cell", per_cell)
+    deepest = deepest_block(model)
+    index = deepest if block is None else block_index(model, block)
+    if index > deepest:
+        refuse("block", f"at most {deepest}: the head sees no cell of the last block", block)
+    walk = model.walk(x)
+    with torch.no_grad():
+        tokens, thw = next(islice(walk, index, None))
+    tokens.requires_grad_()  # blocks from here on are differentiated
+    with torch.enable_grad():
+        *_, (final, _) = (tokens, thw), *walk
+        logits = model.head(model.pool_tokens(final))
+        classes = logits.argmax(dim=1) if target is None else _classes(target, logits)
+        score = logits.gather(1, classes[:, None]).sum()
+    (gradient,) = torch.autograd.grad(score, tokens)
+    weights = feature_grid(gradient, thw)
+    weights = weights if per_cell else weights.mean(dim=(-2, -1), keepdim=True)
+    return (weights * feature_grid(tokens.detach(), thw)).sum(dim=1).relu()
+
+
+def deepest_block(model: MViT) -> int:
+    """Number of the last block whose cells a head, or a detector, sees."""
+    config = model.config
+    return len(config.blocks) - 1 - int(config.cls_token and not config.mean_pooling)
+
+
+def stage_block(model: MViT, stage: int) -> int:
+    """Number of a stage's last block, but at most ``deepest_block``; stages count from 0."""
+    ends = model.config.stage_ends
+    if not is_whole(stage) or not -len(ends) <= stage < len(ends):
+        refuse("stage", f"from {-len(ends)} to {len(ends) - 1}", stage)
+    return min(ends[stage], deepest_block(model))
+
+
+def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, *grid) maps -> (B, *size), linear between the cells' centres."""
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
+    if maps.ndim == len(size) + 2 and maps.shape[1] == 1:  # stills on a grid with a time axis
+        maps = maps[:, 0]
+    return F.interpolate(maps[:, None], tuple(size), mode=mode, align_corners=False)[:, 0]
+
+
+def _classes(target: Tensor | int, logits: Tensor) -> Tensor:
+    classes = torch.as_tensor(target, device=logits.device)
+    known = not classes.is_floating_point() and classes.dtype != torch.bool
+    if not known or classes.shape not in ((), (len(logits),)):
+        refuse("target", "a class, or one of each input", target)
+    if classes.min() < 0 or classes.max() >= logits.shape[1]:
+        refuse("target", f"from 0 to {logits.shape[1] - 1}", target)
+    return classes.long().expand(len(logits))
