@@ -15,10 +15,7 @@ ActLayer = Callable[[], nn.Module]
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training drops a branch of whole samples and scales the others.
-
-    ``rate`` is the probability of dropping, in [0, 1).
-    """
+    """Stochastic depth: drops a branch of whole samples with probability ``rate``, in training."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()

@@ -94,11 +94,10 @@ class MViT(Features):
         )
         if compile:
             ops.compile_blocks(self.blocks)
-        cells = prod(self.abs_pos_thw)
-        joint, separate = config.abs_pos == "joint", config.abs_pos == "separate"
+        cells, separate = prod(self.abs_pos_thw), config.abs_pos == "separate"
         for name, rows in (
             ("cls_token", config.cls_token),
-            ("pos_embed", joint and config.has_cls_row + cells),
+            ("pos_embed", config.abs_pos == "joint" and config.has_cls_row + cells),
             ("pos_embed_spatial", separate and cells // self.abs_pos_thw[0]),
             ("pos_embed_temporal", separate and self.abs_pos_thw[0]),
             ("pos_embed_class", separate and config.has_cls_row),
@@ -146,7 +145,6 @@ class MViT(Features):
 
     def abs_pos(self, thw: Sequence[int]) -> Tensor | None:
         """Absolute positions for the live grid: (1, N, embed_dim), or None."""
-        row: Tensor | None
         if self.pos_embed is not None:
             row, table = split_cls_token(self.pos_embed, self.config.has_cls_row)
         elif self.pos_embed_spatial is not None:
