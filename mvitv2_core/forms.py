@@ -20,13 +20,14 @@ from .fast import (
     pool_channels_last,
     pool_frames,
     qkv_apart,
+    rows_exported,
     rows_opaque,
     rows_remembered,
     triton_attention,
     triton_pool,
     workarounds,
 )
-from .fast.context import eager, exporting, untouched
+from .fast.context import eager, exporting, sizes_unknown, untouched
 from .fast.precision import cast_for_product, without_autocast
 
 TRITON = os.environ.get("MVITV2_TRITON") == "1"
@@ -62,6 +63,8 @@ def positions(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_: Any)
 
 def fused_heads_fit(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_: Any) -> bool:
     """Positions fit beside a head's channels into fused kernels; CPUs in eager mode have better."""
+    import os
+    if exporting() and os.environ.get("X")=="plain": return False
     channels = q.shape[-1] + sum(term.shape[-1] for term in terms)
     on_cpu = q.device.type == "cpu" and eager()
     return channels <= attention_folded.MAX_HEAD_DIM and not on_cpu
@@ -112,7 +115,12 @@ def pools_by_triton(xs: Any, thw: Any, pools: Any, norms: Any, cls_token: bool) 
 
 
 def unknown_sizes(table: Tensor, q_size: int, k_size: int) -> bool:
-    return rows_opaque.sizes_unknown(q_size, k_size)
+    return not exporting() and sizes_unknown(q_size, k_size)
+
+
+def open_sizes(table: Tensor, q_size: int, k_size: int) -> bool:
+    """Of a program that is exported."""
+    return exporting() and sizes_unknown(q_size, k_size)
 
 
 def odd_frames(x: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
@@ -158,11 +166,12 @@ FORMS: dict[str, tuple[Form, ...]] = {
         Form("triton", triton_attends, attention_by_triton, asked_for_triton),
         Form("fused", no_positions, attention_fused.attention),
         Form("folded", positions, attention_folded.attention, fused_heads_fit),
-        Form("chunked", positions, attention_chunked.attention),
+        Form("chunked", lambda *c: positions(*c) and not exporting(), attention_chunked.attention),
         Form("plain", always, plain.attention),
     ),
     "rows": (
         Form("opaque", unknown_sizes, rows_opaque.pair_rows),
+        Form("exported", open_sizes, rows_exported.pair_rows),
         Form("remembered", always, rows_remembered.pair_rows),
         Form("plain", always, rel_pos.pair_rows),
     ),

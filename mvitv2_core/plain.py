@@ -50,9 +50,10 @@ def attention(
         out = unpartition(attention(q_, k, v, terms, axes, *windows), len(q), q_thw, q_window)
         return out + q if add_q else out
     first = int(cls_token)
-    # Content logits are scaled, positions' are not.
+    # Content logits are scaled, positions' are not. A tracer's size is a tensor, its power float32.
+    scale = torch.full((), q.shape[-1], dtype=torch.float64) ** -0.5
     # (B, heads, Nq, head_dim) @ (B, heads, head_dim, Nk)
-    logits = (q * q.shape[-1] ** -0.5).transpose(1, 2) @ k.permute(0, 2, 3, 1)
+    logits = (q * scale).transpose(1, 2) @ k.permute(0, 2, 3, 1)
     for axis, term in zip(axes, terms, strict=True):
         # -> (B, heads, Nq, 1.., k_size, ..1) -> (B, heads, Nq, Nk)
         shape = [k_thw[a] if a == axis else 1 for a in range(len(k_thw))]
@@ -74,12 +75,22 @@ def window_counts(grid: Sequence[int], window: Sequence[int]) -> list[int]:
     return [-(-n // w) for n, w in zip(grid, window, strict=True)]
 
 
+def equal_sizes(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether sizes are equal; False where the program that is exported leaves some open."""
+    exporting = getattr(torch.compiler, "is_exporting", bool)  # older releases have none
+    if not exporting():
+        return tuple(a) == tuple(b)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return all(statically_known_true(x == y) for x, y in zip(a, b, strict=True))
+
+
 def partition(x: Tensor, grid: Sequence[int], window: Sequence[int]) -> Tensor:
     """(B, N, heads, d) -> (B * windows, cells of one, heads, d), filled up with zeros."""
     axes, counts = len(grid), window_counts(grid, window)
     fill = [c * w - n for c, w, n in zip(counts, window, grid, strict=True)]
     x = x.unflatten(1, tuple(grid))
-    if any(fill):  # on the right and at the bottom
+    if not equal_sizes(fill, [0] * axes):  # on the right and at the bottom
         x = F.pad(x, [0] * 4 + [n for end in reversed(fill) for n in (0, end)])
     for axis in reversed(range(axes)):
         x = x.unflatten(1 + axis, (counts[axis], window[axis]))
