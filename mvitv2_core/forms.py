@@ -58,13 +58,13 @@ def no_positions(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_: A
 
 
 def positions(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_: Any) -> bool:
-    return bool(terms)
+    """But of a program exported for any size: bounds and chunks would tie it to its example's."""
+    open_grids = exporting() and sizes_unknown(q.shape[1], k.shape[1])
+    return bool(terms) and not open_grids
 
 
 def fused_heads_fit(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_: Any) -> bool:
     """Positions fit beside a head's channels into fused kernels; CPUs in eager mode have better."""
-    import os
-    if exporting() and os.environ.get("X")=="plain": return False
     channels = q.shape[-1] + sum(term.shape[-1] for term in terms)
     on_cpu = q.device.type == "cpu" and eager()
     return channels <= attention_folded.MAX_HEAD_DIM and not on_cpu
@@ -166,7 +166,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
         Form("triton", triton_attends, attention_by_triton, asked_for_triton),
         Form("fused", no_positions, attention_fused.attention),
         Form("folded", positions, attention_folded.attention, fused_heads_fit),
-        Form("chunked", lambda *c: positions(*c) and not exporting(), attention_chunked.attention),
+        Form("chunked", positions, attention_chunked.attention),
         Form("plain", always, plain.attention),
     ),
     "rows": (

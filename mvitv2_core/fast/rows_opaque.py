@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import rel_pos
 
+
 @torch.library.custom_op("mvitv2::pair_rows", mutates_args=())
 def pair_rows(table: Tensor, q_size: int, k_size: int) -> Tensor:
     """``rel_pos.pair_rows`` of (L, head_dim): (q_size, k_size, head_dim)."""
