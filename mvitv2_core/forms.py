@@ -27,7 +27,7 @@ from .fast import (
     triton_pool,
     workarounds,
 )
-from .fast.context import eager, exporting, sizes_unknown, untouched
+from .fast.context import eager, exporting, untouched
 from .fast.precision import cast_for_product, without_autocast
 
 TRITON = os.environ.get("MVITV2_TRITON") == "1"
@@ -59,8 +59,7 @@ def no_positions(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_: A
 
 def positions(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_: Any) -> bool:
     """But of a program exported for any size: bounds and chunks would tie it to its example's."""
-    open_grids = exporting() and sizes_unknown(q.shape[1], k.shape[1])
-    return bool(terms) and not open_grids
+    return bool(terms) and not plain.open_sizes(q.shape[1], k.shape[1])
 
 
 def fused_heads_fit(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_: Any) -> bool:
@@ -115,12 +114,11 @@ def pools_by_triton(xs: Any, thw: Any, pools: Any, norms: Any, cls_token: bool) 
 
 
 def unknown_sizes(table: Tensor, q_size: int, k_size: int) -> bool:
-    return not exporting() and sizes_unknown(q_size, k_size)
+    return rows_opaque.sizes_unknown(q_size, k_size)
 
 
 def open_sizes(table: Tensor, q_size: int, k_size: int) -> bool:
-    """Of a program that is exported."""
-    return exporting() and sizes_unknown(q_size, k_size)
+    return plain.open_sizes(q_size, k_size)
 
 
 def odd_frames(x: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:

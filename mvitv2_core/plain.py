@@ -47,7 +47,8 @@ def attention(
         q_window, k_window = windows
         q_, *terms = (partition(x, q_thw, q_window) for x in (q, *terms))
         k, v = (partition(x, k_thw, k_window) for x in (k, v))
-        out = unpartition(attention(q_, k, v, terms, axes, *windows), len(q), q_thw, q_window)
+        out = attention(q_, k, v, terms, axes, *windows)
+        out = unpartition(out, q.shape[0], q_thw, q_window)
         return out + q if add_q else out
     first = int(cls_token)
     # Content logits are scaled, positions' are not. A tracer's size is a tensor, its power float32.
@@ -75,14 +76,24 @@ def window_counts(grid: Sequence[int], window: Sequence[int]) -> list[int]:
     return [-(-n // w) for n, w in zip(grid, window, strict=True)]
 
 
-def equal_sizes(a: Sequence[int], b: Sequence[int]) -> bool:
-    """Whether sizes are equal; False where the program that is exported leaves some open."""
+def open_sizes(*sizes: int) -> bool:
+    """Whether a program is exported (``torch.export``) that leaves some of ``sizes`` open."""
     exporting = getattr(torch.compiler, "is_exporting", bool)  # older releases have none
     if not exporting():
-        return tuple(a) == tuple(b)
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value
 
-    return all(statically_known_true(x == y) for x, y in zip(a, b, strict=True))
+    return not all(has_static_value(size) for size in sizes)
+
+
+def equal_sizes(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether sizes are equal; False where an exported program leaves them open."""
+    return not open_sizes(*a, *b) and tuple(a) == tuple(b)
+
+
+def _lay_out(x: Tensor, grid: Sequence[int]) -> Tensor:
+    """A copy of ``x`` where ``grid`` is open: whether a view would do depends on it."""
+    return x.clone(memory_format=torch.contiguous_format) if open_sizes(*grid) else x
 
 
 def partition(x: Tensor, grid: Sequence[int], window: Sequence[int]) -> Tensor:
@@ -96,7 +107,8 @@ def partition(x: Tensor, grid: Sequence[int], window: Sequence[int]) -> Tensor:
         x = x.unflatten(1 + axis, (counts[axis], window[axis]))
     # (B, count, w, count, w, ..., heads, d) -> (B, count, count, ..., w, w, ..., heads, d)
     order = [*range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2)]
-    return x.permute(0, *order, -2, -1).flatten(1 + axes, 2 * axes).flatten(0, axes)
+    x = _lay_out(x.permute(0, *order, -2, -1), grid)
+    return x.flatten(1 + axes, 2 * axes).flatten(0, axes)
 
 
 def unpartition(x: Tensor, batch: int, grid: Sequence[int], window: Sequence[int]) -> Tensor:
@@ -105,9 +117,10 @@ def unpartition(x: Tensor, batch: int, grid: Sequence[int], window: Sequence[int
     x = x.unflatten(1, tuple(window)).unflatten(0, (batch, *counts))
     # (B, count, count, ..., w, w, ..., heads, d) -> (B, count, w, count, w, ..., heads, d)
     x = x.permute(0, *(d for axis in range(axes) for d in (1 + axis, 1 + axes + axis)), -2, -1)
+    x = _lay_out(x, grid)
     for axis, size in enumerate(grid):
         x = x.flatten(1 + axis, 2 + axis).narrow(1 + axis, 0, size)
-    return x.flatten(1, axes)
+    return _lay_out(x, grid).flatten(1, axes)
 
 
 def split_qkv(x: Tensor, linear: nn.Module) -> tuple[Tensor, ...]:

@@ -53,16 +53,6 @@ def exporting() -> bool:
     return torch.compiler.is_compiling() and (asked is None or asked())
 
 
-def sizes_unknown(*sizes: int) -> bool:
-    """Whether a compiler or an exporter is at work that does not know ``sizes``."""
-    # Releases that cannot say which of the two it is cannot be asked what they know of a size.
-    if not hasattr(torch.compiler, "is_exporting") or not torch.compiler.is_compiling():
-        return False
-    from torch.fx.experimental.symbolic_shapes import has_static_value
-
-    return not all(has_static_value(size) for size in sizes)
-
-
 def eager() -> bool:
     """Whether operations run as they are called, with nothing looking on but autograd."""
     return not torch.compiler.is_compiling() and not observed()

@@ -13,6 +13,18 @@ from torch import Tensor
 
 from .. import rel_pos
 
+# Older releases cannot be asked what a compiler knows of a size.
+_ASKABLE = hasattr(torch.compiler, "is_exporting")
+
+
+def sizes_unknown(*sizes: int) -> bool:
+    """Whether a compiler is at work that does not know ``sizes``. Exporters do not count."""
+    if not _ASKABLE or not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return not all(has_static_value(size) for size in sizes)
+
 
 @torch.library.custom_op("mvitv2::pair_rows", mutates_args=())
 def pair_rows(table: Tensor, q_size: int, k_size: int) -> Tensor:
