@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import plain, rel_pos
+from . import plain, rel_pos, sizes
 from .fast import (
     attention_chunked,
     attention_folded,
@@ -20,6 +20,7 @@ from .fast import (
     pool_channels_last,
     pool_frames,
     qkv_apart,
+    rows_exported,
     rows_opaque,
     rows_remembered,
     terms_in_place,
@@ -58,7 +59,8 @@ def no_positions(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_: A
 
 
 def positions(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_: Any) -> bool:
-    return bool(terms)
+    """But of a program exported for any size: bounds and chunks would tie it to its example's."""
+    return bool(terms) and not sizes.open_sizes(q.shape[1], k.shape[1])
 
 
 def fused_heads_fit(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_: Any) -> bool:
@@ -116,6 +118,10 @@ def unknown_sizes(table: Tensor, q_size: int, k_size: int) -> bool:
     return rows_opaque.sizes_unknown(q_size, k_size)
 
 
+def open_sizes(table: Tensor, q_size: int, k_size: int) -> bool:
+    return sizes.open_sizes(q_size, k_size)
+
+
 def odd_frames(x: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
     return weight.ndim == 5 and weight.shape[2] % 2 == 1 and max(weight.shape[2], stride[0]) > 1
 
@@ -164,6 +170,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
     ),
     "rows": (
         Form("opaque", unknown_sizes, rows_opaque.pair_rows),
+        Form("exported", open_sizes, rows_exported.pair_rows),
         Form("remembered", always, rows_remembered.pair_rows),
         Form("plain", always, rel_pos.pair_rows),
     ),

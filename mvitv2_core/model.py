@@ -18,6 +18,7 @@ from .checks import check_flag, check_maker, refuse
 from .config import MViTConfig
 from .features import Features
 from .plain import join_cls_token, split_cls_token
+from .sizes import equal_sizes
 
 Tokens = tuple[Tensor, tuple[int, ...]]  # (B, N, dim) and their grid
 LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
@@ -228,7 +229,7 @@ def resample_abs_pos(table: Tensor, stored: Sequence[int], thw: Sequence[int]) -
     Bicubic over two axes (detectron2's ``get_abs_pos``), trilinear over three (PySlowFast's
     ``_get_pos_embed``).
     """
-    if tuple(stored) == tuple(thw):
+    if equal_sizes(stored, thw):
         return table
     grid = table.transpose(1, 2).unflatten(-1, tuple(stored))
     mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(stored)]

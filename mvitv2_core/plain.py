@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .sizes import equal_sizes, laid_out
+
 Windows = tuple[Sequence[int], Sequence[int]]
 
 
@@ -47,12 +49,13 @@ def attention(
         q_window, k_window = windows
         q_, *terms = (partition(x, q_thw, q_window) for x in (q, *terms))
         k, v = (partition(x, k_thw, k_window) for x in (k, v))
-        out = unpartition(attention(q_, k, v, terms, axes, *windows), len(q), q_thw, q_window)
+        out = unpartition(attention(q_, k, v, terms, axes, *windows), q.shape[0], q_thw, q_window)
         return out + q if add_q else out
     first = int(cls_token)
-    # Content logits are scaled, positions' are not.
+    # Content logits are scaled, positions' are not. A tracer's size is a tensor, its power float32.
+    scale = torch.full((), q.shape[-1], dtype=torch.float64) ** -0.5
     # (B, heads, Nq, head_dim) @ (B, heads, head_dim, Nk)
-    logits = (q * q.shape[-1] ** -0.5).transpose(1, 2) @ k.permute(0, 2, 3, 1)
+    logits = (q * scale).transpose(1, 2) @ k.permute(0, 2, 3, 1)
     for axis, term in zip(axes, terms, strict=True):
         # -> (B, heads, Nq, 1.., k_size, ..1) -> (B, heads, Nq, Nk)
         shape = [k_thw[a] if a == axis else 1 for a in range(len(k_thw))]
@@ -79,13 +82,13 @@ def partition(x: Tensor, grid: Sequence[int], window: Sequence[int]) -> Tensor:
     axes, counts = len(grid), window_counts(grid, window)
     fill = [c * w - n for c, w, n in zip(counts, window, grid, strict=True)]
     x = x.unflatten(1, tuple(grid))
-    if any(fill):  # on the right and at the bottom
+    if not equal_sizes(fill, [0] * axes):  # on the right and at the bottom
         x = F.pad(x, [0] * 4 + [n for end in reversed(fill) for n in (0, end)])
     for axis in reversed(range(axes)):
         x = x.unflatten(1 + axis, (counts[axis], window[axis]))
     # (B, count, w, count, w, ..., heads, d) -> (B, count, count, ..., w, w, ..., heads, d)
     order = [*range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2)]
-    return x.permute(0, *order, -2, -1).flatten(1 + axes, 2 * axes).flatten(0, axes)
+    return laid_out(x.permute(0, *order, -2, -1), grid).flatten(1 + axes, 2 * axes).flatten(0, axes)
 
 
 def unpartition(x: Tensor, batch: int, grid: Sequence[int], window: Sequence[int]) -> Tensor:
@@ -94,9 +97,10 @@ def unpartition(x: Tensor, batch: int, grid: Sequence[int], window: Sequence[int
     x = x.unflatten(1, tuple(window)).unflatten(0, (batch, *counts))
     # (B, count, count, ..., w, w, ..., heads, d) -> (B, count, w, count, w, ..., heads, d)
     x = x.permute(0, *(d for axis in range(axes) for d in (1 + axis, 1 + axes + axis)), -2, -1)
+    x = laid_out(x, grid)
     for axis, size in enumerate(grid):
         x = x.flatten(1 + axis, 2 + axis).narrow(1 + axis, 0, size)
-    return x.flatten(1, axes)
+    return laid_out(x, grid).flatten(1, axes)
 
 
 def split_qkv(x: Tensor, linear: nn.Module) -> tuple[Tensor, ...]:

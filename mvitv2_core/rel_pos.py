@@ -12,27 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _scaled_positions(size: int, ratio: float, device: torch.device) -> Tensor:
-    """``arange(size) * ratio`` rounded to float32 after the product, and nothing else.
-
-    The official code computes in float32 and truncates: published weights depend on its rounding.
-    The product is exact in float64 and rounded once by the conversion, which no compiler may
-    contract into a fused multiply-add with the subtraction that follows.
-    """
-    ratio32 = torch.full((), ratio, dtype=torch.float32, device=device).double()
-    return (torch.arange(size, device=device, dtype=torch.float64) * ratio32).float()
-
-
 def rel_pos_index(q_size: int, k_size: int, device: torch.device) -> Tensor:
     """Table row for each query and key cell of one axis: (q_size * k_size,) int64.
 
     ``int(i * max(k/q, 1) - j * max(q/k, 1) + (k - 1) * max(q/k, 1))`` in float32 (the official
-    ``get_rel_pos`` of detectron2's backbone/utils.py and PySlowFast's attention.py).
+    ``get_rel_pos`` of detectron2's backbone/utils.py and PySlowFast's attention.py). It rounds the
+    products and truncates the sum, so the published weights were trained with its rounding. Here
+    products are formed in float64 and rounded once by the conversion, which no compiler may
+    contract with the subtraction that follows. Sizes become tensors first: those of a tracer are,
+    and their quotients would be float32.
     """
-    k_ratio = max(q_size / k_size, 1.0)
-    q = _scaled_positions(q_size, max(k_size / q_size, 1.0), device)
-    k = _scaled_positions(k_size, k_ratio, device)
-    return (q[:, None] - k[None, :] + (k_size - 1) * k_ratio).long().flatten()
+    q, k = (torch.full((), n, dtype=torch.float64, device=device) for n in (q_size, k_size))
+    q_ratio, k_ratio = (k / q).clamp(min=1), (q / k).clamp(min=1)
+    q_places, k_places = (
+        (torch.arange(n, device=device, dtype=torch.float64) * ratio.float().double()).float()
+        for n, ratio in ((q_size, q_ratio), (k_size, k_ratio))
+    )
+    last = ((k - 1) * k_ratio).float()
+    return (q_places[:, None] - k_places[None, :] + last).long().flatten()
 
 
 def resample_table(table: Tensor, length: int) -> Tensor:

@@ -4,4 +4,6 @@
 or a trainer's folder into a ``Classifier`` (classify.py) or a ``Detector`` (detect.py); ``inputs``
 finds pictures and videos; ``feed`` prepares them in the background; ``report`` prints answers, and
 ``draw`` writes pictures.
+
+``export`` is the command ``mvitv2 export``; it has ``predict``'s models and files of its own.
 """

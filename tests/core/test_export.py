@@ -1,11 +1,16 @@
-"""torch.export, and programs compiled for sizes that are not known yet."""
+"""torch.export, traces, and programs compiled for sizes that are not known yet."""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from mvitv2_core import rel_pos
+from mvitv2_core.fast import rows_exported
 from tests.compare import error
 from tests.small import KINDS, small_input, small_model
 
@@ -29,6 +34,44 @@ def test_export(kind: str, strict: bool) -> None:
     for batch in (2, 3, 5):
         x = small_input(kind, batch=batch, seed=batch)
         assert error(program.module()(x), model(x)) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_export_of_any_size(kind: str, tally: Callable[..., None]) -> None:
+    """One program for batches, frames and sizes that were not the example's."""
+    model, x = small_model(kind).eval(), small_input(kind)
+    dims = {axis: torch.export.Dim.DYNAMIC for axis in range(x.ndim) if axis != 1}
+    program = torch.export.export(model, (x,), dynamic_shapes=(dims,), strict=False).module()
+    for number, (height, width) in enumerate([(32, 40), (64, 64), (51, 37), (96, 33), (156, 100)]):
+        frames = (4 + 2 * number,) if x.ndim == 5 else ()
+        x = torch.randn(1 + number % 3, 3, *frames, height, width)
+        with torch.no_grad():
+            assert error(program(x), model(x)) < 1e-5
+        tally("exported programs at other sizes")
+
+
+def test_rows_of_exported_programs(tally: Callable[..., None]) -> None:
+    """Rows that open sizes get are the definition's, for every pair of sizes."""
+    for length, q_size, k_size in itertools.product((15, 27, 111), range(1, 40), range(1, 40, 3)):
+        table = torch.randn(length, 4, dtype=torch.float64)
+        expected = rel_pos.pair_rows(table, q_size, k_size)
+        got = rows_exported.pair_rows(table, q_size, k_size)
+        assert error(got, expected) < 1e-12, (length, q_size, k_size)
+        tally("position rows of exported programs")
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("size", [(32, 40), (156, 100)])
+def test_traces_round_as_the_model_does(size: tuple[int, int]) -> None:
+    """A tracer's sizes are tensors, whose quotients and powers are float32 unless care is taken.
+
+    A grid of 39 cells with 10 keys then takes other rows of its tables for 38 pairs.
+    """
+    model, x = small_model("image").double().eval(), torch.randn(1, 3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        program = torch.jit.trace(model, x)
+        assert error(program(x), model(x)) < 1e-12
 
 
 def gradients(model: nn.Module, output: Tensor) -> list[Tensor]:

@@ -56,6 +56,9 @@ QUICK = "train.max_iter=2 train.eval_period=0 train.output_dir=$OUT"
 CHECKOUT = ("/path/to/SlowFast", "$SF")
 PHOTO = ("photo.jpg", "docs/images/demo_predictions.png")
 TRAINED = "needs what make demo and make demo-video leave behind"
+MADE = (("import json\n", "import json\nfrom tests.tools.exported import made\n"),)
+MADE += (('"tiny.onnx"', 'made("tiny.onnx")'), ('"tiny.pt2"', 'made("tiny.pt2")'))
+MADE += (('"compiled.pt2"', 'made("compiled.pt2", True)'),)
 VENV = (("make ", f"make VENV={sys.prefix} "),)
 BLOCKS = [
     Block("README.md", "create_transform(model.info)", (PHOTO,)),
@@ -110,6 +113,14 @@ BLOCKS = [
     Block("docs/features.md", "forward_intermediates(images)"),
     Block("docs/features.md", "features_only=True"),
     Block("docs/features.md", "layer_decay_groups"),
+    Block(
+        "docs/export.md", "--dynamic batch size", needs="needs minutes: tests/tools runs it small"
+    ),
+    Block("docs/export.md", "--random --size 64", (("tiny.pt2", "$OUT/tiny.pt2"),), slow=True),
+    Block("docs/export.md", "import onnxruntime", (*MADE, ("2, 3, 256, 192", "1, 3, 32, 40"))),
+    Block("docs/export.md", "torch.export.load(", MADE),
+    Block("docs/export.md", "aoti_load_package(", MADE, slow=True),
+    Block("docs/export.md", "export_model.py", needs="needs a trained detector: tests/d2 has it"),
     Block("docs/gpu.md", "logging.basicConfig()"),
     Block("docs/predict.md", "pip install '.[predict]'", (PHOTO, ("pip install '.[predict]'", ""))),
     Block("docs/predict.md", "create_transform(model.info)", (PHOTO,)),

@@ -1,0 +1,65 @@
+"""ONNX files, by PyTorch's exporter, and what onnxruntime gives for them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .subject import Subject
+
+PACKAGES = "pip install 'mvitv2[onnx]'"
+OPSET = 18
+# Of a protobuf, which a file is; what is larger lies in a second file beside it.
+LARGEST = 2**31 - 2**24
+
+
+def check_packages() -> None:
+    """Raise ValueError where a package of the extra ``onnx`` is missing."""
+    names = ("onnx", "onnxscript", "onnxruntime")
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"ONNX needs {', '.join(missing)}: {PACKAGES}")
+
+
+def write(program: torch.export.ExportedProgram, subject: Subject, file: Path) -> None:
+    """An exported program as ``file``, with the metadata, a JSON value for each key."""
+    made = torch.onnx.export(
+        program,
+        (),
+        dynamo=True,
+        verbose=False,
+        opset_version=OPSET,
+        input_names=[subject.input],
+        output_names=list(subject.outputs),
+        dynamic_shapes=(dict(subject.free),) if subject.free else None,  # names of the axes
+    )
+    assert made is not None
+    properties = {key: json.dumps(value) for key, value in subject.metadata.items()}
+    made.model.metadata_props.update(properties)
+    size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
+    made.save(file, external_data=size > LARGEST)
+
+
+def run(file: Path, inputs: Sequence[Tensor], threads: int = 1) -> list[list[Tensor]]:
+    """What onnxruntime gives on the CPU for each input."""
+    session = open_session(file, threads)
+    name = session.get_inputs()[0].name
+    found = [session.run(None, {name: x.numpy()}) for x in inputs]
+    return [[torch.from_numpy(part) for part in parts] for parts in found]
+
+
+def open_session(file: Path, threads: int) -> Any:
+    """onnxruntime's session for a file, on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    providers = ["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(str(file), options, providers=providers)

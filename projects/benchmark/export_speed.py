@@ -1,0 +1,202 @@
+"""Exported files beside eager: speed and size, in turns, over separate processes.
+
+    python projects/benchmark/export_speed.py                         # about an hour, two threads
+    python projects/benchmark/export_speed.py --models toy --rounds 1 # tries the script
+    python projects/benchmark/export_speed.py --table OUT/results.json
+
+Each round starts one process for each route in turn, so that drift of the machine hits all alike.
+A process warms up, then takes the median of its calls; a row has the median and the range over the
+processes. Files are made once, for the shape of the example, and kept in --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from mvitv2_core import create_model
+from mvitv2_core.checkpoint.files import whole_file
+from mvitv2_core.models import PLAIN
+from mvitv2_tools.classify import Classifier
+from mvitv2_tools.export import to_onnx
+from mvitv2_tools.export.command import export
+from mvitv2_tools.export.subject import classifier_subject
+from projects.benchmark.report import layout
+
+# {name: (official or plain name, height and width, frames)}
+MODELS: dict[str, tuple[str, tuple[int, int], int | None]] = {
+    "image T 224": ("mvitv2_tiny", (224, 224), None),
+    "clip S 16x4": ("mvitv2_small_16x4_k400", (224, 224), 16),
+    "toy": ("mvitv2_tiny", (64, 64), None),
+}
+ROUTES = {
+    "eager": "",
+    "ONNX, onnxruntime": "fixed.onnx",
+    "ONNX, free size": "free.onnx",
+    ".pt2": "fixed.pt2",
+    ".pt2, compiled": "compiled.pt2",
+}
+
+
+def model_of(name: str) -> torch.nn.Module:
+    """With random weights: they make no difference in time."""
+    official, size, frames = MODELS[name]
+    torch.manual_seed(0)
+    options: dict[str, Any] = {} if official in PLAIN and frames is None else {"frames": frames}
+    return create_model(official, input_size=size, **options)
+
+
+def shape_of(name: str) -> tuple[int, ...]:
+    _, size, frames = MODELS[name]
+    return (1, 3, *([frames] if frames else []), *size)
+
+
+def file_of(name: str, route: str, out: Path) -> Path:
+    return out / f"{name.replace(' ', '_')}_{ROUTES[route]}"
+
+
+def make(name: str, route: str, out: Path) -> None:
+    """The file of a route, unless it is there."""
+    file = file_of(name, route, out)
+    if not ROUTES[route] or file.exists():
+        return
+    model: Any = model_of(name)
+    classifier = Classifier(model, model.info, None, torch.device("cpu"))
+    free = ("size",) if "free" in route else ()
+    subject = classifier_subject(classifier, 1, None, None, free)
+    export(subject, file, compiled="compiled" in route, free=free, say=say)
+
+
+def caller(name: str, route: str, out: Path, threads: int) -> Any:
+    """A function of an input that runs the route."""
+    file = str(file_of(name, route, out))
+    if route == "eager":
+        return model_of(name)
+    if file.endswith(".onnx"):
+        session = to_onnx.open_session(Path(file), threads)
+        (given,) = session.get_inputs()
+        return lambda x: session.run(None, {given.name: x.numpy()})
+    if "compiled" in route:
+        return torch._inductor.aoti_load_package(file)
+    return torch.export.load(file).module()
+
+
+def worker(args: argparse.Namespace) -> None:
+    """The median seconds of a call, in a process of its own; prints one JSON line."""
+    torch.set_num_threads(args.threads)
+    name, route = args.worker
+    x = torch.randn(shape_of(name), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode() if route == "eager" else torch.no_grad():
+        call, seconds = caller(name, route, args.out, args.threads), []
+        for number in range(args.warmup + args.calls):
+            start = time.perf_counter()
+            call(x)
+            if number >= args.warmup:
+                seconds.append(time.perf_counter() - start)
+    print(json.dumps(statistics.median(seconds)))
+
+
+def measure(name: str, route: str, args: argparse.Namespace) -> float:
+    """One process of ``worker``."""
+    command = [sys.executable, "-W", "ignore", __file__, "--worker", name, route]
+    for option in ("out", "threads", "calls", "warmup"):
+        command += [f"--{option}", str(getattr(args, option))]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name}, {route}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(results: dict[str, Any]) -> str:
+    """The Markdown table of ``results.json``."""
+    lines = [["model", "route", "median s", "min-max s", "over eager", "file, MiB"]]
+    eager = {r["model"]: statistics.median(r["seconds"]) for r in results["rows"] if not r["mib"]}
+    for row in results["rows"]:
+        seconds = row["seconds"]
+        median = statistics.median(seconds)
+        lines.append(
+            [
+                row["model"],
+                row["route"],
+                f"{median:.4f}",
+                f"{min(seconds):.4f}-{max(seconds):.4f}",
+                f"{eager[row['model']] / median:.2f}x as fast",
+                f"{row['mib']:.1f}" if row["mib"] else "-",
+            ]
+        )
+    named = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
+    return f"{layout(lines, markdown=True)}\nMeasured by this project: {named}.\n"
+
+
+def machine(args: argparse.Namespace) -> dict[str, Any]:
+    """What the figures were measured on."""
+    from importlib.metadata import version
+
+    from projects.benchmark.bench import machine as facts
+
+    wanted = argparse.Namespace(
+        threads=args.threads, device="cpu", dtype="fp32", compile=False, repeats=args.calls
+    )
+    found = {k: v for k, v in facts(wanted).items() if k in ("cpu", "threads", "torch")}
+    found |= {"onnxruntime": version("onnxruntime"), "batch": 1, "precision": "float32"}
+    return found | {"processes": args.rounds, "calls of each": args.calls}
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=["image T 224", "clip S 16x4"]
+    )
+    parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES))
+    parser.add_argument("--rounds", type=int, default=5, help="processes of each route")
+    parser.add_argument("--calls", type=int, default=10, help="timed calls of a process")
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("outputs/export_speed"))
+    parser.add_argument(
+        "--table", type=Path, metavar="JSON", help="print the table, measure nothing"
+    )
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return worker(args)
+    if args.table:
+        print(table(json.loads(args.table.read_text())))
+        return None
+    args.out.mkdir(parents=True, exist_ok=True)
+    pairs = [(name, route) for name in args.models for route in args.routes]
+    for name, route in pairs:
+        say(f"{name}, {route}: making")
+        make(name, route, args.out)
+    seconds: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
+    for number in range(args.rounds):
+        for pair in pairs if number % 2 == 0 else pairs[::-1]:
+            seconds[pair].append(measure(*pair, args))
+            say(f"round {number + 1}, {', '.join(pair)}: {seconds[pair][-1]:.4f} s")
+    rows = []
+    for (name, route), found in seconds.items():
+        size = file_of(name, route, args.out).stat().st_size / 2**20 if ROUTES[route] else 0
+        rows.append({"model": name, "route": route, "seconds": found, "mib": size})
+    results = {"machine": machine(args), "rows": rows}
+    with whole_file(args.out / "results.json") as temporary:
+        Path(temporary).write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
