@@ -74,7 +74,7 @@ $(STAMPS)/torch: requirements/torch.txt
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/package: pyproject.toml $(STAMPS)/torch
-	$(BIN)/python -m pip install -e '.[detectron2,slowfast,predict,dev]'
+	$(BIN)/python -m pip install -e '.[detectron2,slowfast,extract,dev]'
 	@touch $@
 
 # Changing from one source to the other must leave no file of the first behind.
