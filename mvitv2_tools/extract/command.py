@@ -122,7 +122,7 @@ def extract(inputs: Sequence[Any], options: Any) -> int:
     from .folder import REPORT, write_json
 
     job = _job(options)
-    extractor, what = job.extractor()
+    extractor = job.extractor()
     folder = job.folder
     lock = folder.open(extractor.facts)
     try:
@@ -135,7 +135,7 @@ def extract(inputs: Sequence[Any], options: Any) -> int:
                     known[task.name] = None
         todo = [task for task in tasks if known[task.name] is None]
         if not options.quiet:
-            print(f"mvitv2: {what}", file=sys.stderr)
+            print(f"mvitv2: {extractor}", file=sys.stderr)
             if len(todo) < len(tasks):
                 done = len(tasks) - len(todo)
                 print(f"mvitv2: {done} of {len(tasks)} tasks are done already", file=sys.stderr)

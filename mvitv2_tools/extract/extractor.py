@@ -53,6 +53,13 @@ class Extractor:
         self.classifier, self.info, self.settings = classifier, info, settings
         self.model, self.device = classifier.model, classifier.device
 
+    def __str__(self) -> str:
+        settings, size = self.settings, "x".join(map(str, self.info.input_size))
+        text = f"{self.info.name}: {settings.features} features of {self.info.task}s of {size}"
+        if self.info.task == "clip":
+            text += f", {settings.window:.2f} s every {settings.stride:.2f} s"
+        return text
+
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What decides the bits of a row."""

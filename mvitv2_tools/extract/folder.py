@@ -123,7 +123,7 @@ class Folder:
     def check(self, facts: dict[str, Any]) -> None:
         """Raise ValueError where rows made here would not be as those that are there."""
         found = differences(
-            json.loads((self.path / SETTINGS).read_text()), json.loads(_text(facts))
+            json.loads((self.path / SETTINGS).read_text()), json.loads(json.dumps(facts))
         )
         if found:
             raise ValueError(
@@ -182,7 +182,7 @@ class Folder:
 
     def finish(self, task: Task, row: dict[str, Any]) -> None:
         """Say that a task is done: its rows are written."""
-        write_json(self.path / f"{task.name}.json", row)
+        write_text(self.path / f"{task.name}.json", json.dumps(row))
         self.drop_parts(task)
 
     def undo(self, task: Task) -> None:
@@ -215,6 +215,7 @@ def _new_tasks(inputs: Sequence[Input], group: int, taken: set[str]) -> list[Tas
     for item in inputs:
         if item.kind == "video":
             stem = re.sub(r"[^\w.-]+", "_", Path(item.path).stem).lstrip(".")[:LONGEST] or "video"
+            numbers[f"{stem}_{{}}"] += not numbers[f"{stem}_{{}}"]  # the next one is number 2
             name = _name(stem, f"{stem}_{{}}", taken, numbers)
             tasks.append(Task(name, "video", (Source.of(item.path),)))
     return tasks
@@ -245,13 +246,9 @@ def _lock(path: Path) -> Any:
     return stream
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value, indent=1)
-
-
 def write_json(path: Path, value: Any) -> None:
     """A JSON file, whole or not at all."""
-    write_text(path, _text(value))
+    write_text(path, json.dumps(value, indent=1))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -31,13 +31,13 @@ class Job:
     def folder(self) -> Folder:
         return Folder(self.out, f".{self.settings.format}")
 
-    def extractor(self) -> tuple[Extractor, str]:
-        """The model, and a line that says what it is.
+    def extractor(self) -> Extractor:
+        """The model with its inputs and features.
 
         Raises:
             ValueError, CheckpointError: no such model, a detector, or settings that do not fit.
         """
-        predictor, what = find_model(self.model, self.options)
+        predictor, _ = find_model(self.model, self.options)
         if not isinstance(predictor, Classifier):
             raise ValueError(f"{self.model} is a detector, and extract takes classifiers")
-        return Extractor(predictor, self.settings), what
+        return Extractor(predictor, self.settings)

@@ -31,7 +31,7 @@ class Worker:
     """
 
     def __init__(self, job: Job) -> None:
-        self.extractor, _ = job.extractor()
+        self.extractor = job.extractor()
         self.folder = job.folder
         self.folder.check(self.extractor.facts)
 
