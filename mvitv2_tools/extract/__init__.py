@@ -6,6 +6,6 @@ what is done, ``work`` makes the rows of a task, ``formats`` writes them, and ``
 Ray cluster do the tasks. ``read`` gives the rows back, and ``picture`` draws them.
 """
 
-from .read import Features, read_features
+from .read import Extracted, read_features
 
-__all__ = ["Features", "read_features"]
+__all__ = ["Extracted", "read_features"]

@@ -44,7 +44,8 @@ class Worker:
         if done is not None:  # by a worker that was lost before it could say so
             return done
         try:
-            return next(iter([*extract_tasks(self.extractor, [task], self.folder)]))
+            (known,) = extract_tasks(self.extractor, [task], self.folder)
+            return known
         except FileNotFoundError:  # parts that a worker given up for lost has put together
             done = self.folder.done(task)
             if done is None:
@@ -95,7 +96,7 @@ def extract_on_ray(
             fn_constructor_args=(job,),
             batch_size=1,
             batch_format="numpy",
-            concurrency=count,
+            compute=ray.data.ActorPoolStrategy(size=count),
             num_cpus=job.settings.threads,
             num_gpus=gpus,
         )

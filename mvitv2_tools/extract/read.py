@@ -15,7 +15,7 @@ from .folder import PLAN, SETTINGS, Folder, Task
 
 
 @dataclass(frozen=True)
-class Features:
+class Extracted:
     """The rows of one file: a video's, or those of a group of pictures.
 
     Args:
@@ -36,7 +36,7 @@ class Features:
         return len(self.features)
 
 
-def read_features(folder: str | os.PathLike[str]) -> Iterator[Features]:
+def read_features(folder: str | os.PathLike[str]) -> Iterator[Extracted]:
     """The rows of all tasks that are done, in the order of the plan.
 
     Raises:
@@ -55,7 +55,7 @@ def read_features(folder: str | os.PathLike[str]) -> Iterator[Features]:
             yield _read(kept, task, known, format)
 
 
-def _read(folder: Folder, task: Task, known: dict[str, Any], format: str) -> Features:
+def _read(folder: Folder, task: Task, known: dict[str, Any], format: str) -> Extracted:
     times, cells = (np.array(known[key]) if key in known else None for key in ("times", "cells"))
     paths = known.get("paths") or [task.sources[0].path] * known["rows"]
     file = folder.data(task)
@@ -70,4 +70,4 @@ def _read(folder: Folder, task: Task, known: dict[str, Any], format: str) -> Fea
 
         column = parquet.read_table(file, columns=["features"])["features"].combine_chunks()
         features = column.flatten().to_numpy().reshape(-1, *known["shape"])
-    return Features(task.name, paths, times, cells, features)
+    return Extracted(task.name, paths, times, cells, features)
