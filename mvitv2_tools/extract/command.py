@@ -147,6 +147,7 @@ def extract(inputs: Sequence[Any], options: Any) -> int:
         for row in _progress(job, extractor, todo, folder, options):
             bad += row["problems"]
             made += row["rows"]
+        bad.sort()
         for _, problem in bad:
             print(f"mvitv2: {problem}", file=sys.stderr)
         report = {

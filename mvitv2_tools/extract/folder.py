@@ -158,6 +158,7 @@ class Folder:
             if now != task.sources:  # before the plan says so: parts of another file are none
                 self.drop_parts(task)
             return Task(task.name, task.kind, now)
+        self.drop_parts(task)  # which a kill may have left
         for source, then in zip(now, done["sources"], strict=True):
             if source != Source(*then) and source.size >= 0:  # one that is gone has its rows
                 raise ValueError(

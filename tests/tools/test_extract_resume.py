@@ -117,11 +117,11 @@ def test_killed_again_and_again(
     kills = 0
     while True:
         try:
-            dies_at(4, monkeypatch, lambda: extract(*arguments, tmp_path / "killed"))
-        except pytest.fail.Exception:  # it ended before the fifth moment
+            dies_at(5, monkeypatch, lambda: extract(*arguments, tmp_path / "killed"))
+        except pytest.fail.Exception:  # it ended before the sixth moment
             break
         kills += 1
-    assert kills > 5
+    assert kills > 3
     assert extract(*arguments, tmp_path / "killed") == 1
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
