@@ -180,7 +180,7 @@ def test_names_and_new_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     first = contents(out)
     assert extract(tmp_path / "run", tmp_path / "a", tmp_path / "b", "--out", out) == 0
     names = [rows.name for rows in read_features(out)]
-    assert names == ["clip", "Clip_2", "_0_x", "report_2"]
+    assert names == ["clip", "Clip_2", "report_2", "_0_x"]
     after = contents(out)
     assert first["clip.npy"] == after["clip.npy"] and first["clip.json"] == after["clip.json"]
     monkeypatch.chdir(tmp_path)  # relative paths are the same inputs
