@@ -165,6 +165,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "case": name,
         "model": case.model,
         "rows": rounds[0]["bare"]["rows"],
+        "seconds": 0 if case.kind == "picture" else case.settings.get("stride", 64 / 30),
         "batch": case.settings["batch"],
         "threads": options.threads,
         **{
@@ -197,6 +198,9 @@ def main() -> None:
             f"{made['median']:.2f}, ratio {ratio['median']:.3f} ({ratio['min']:.3f} to "
             f"{ratio['max']:.3f}, {len(ratio['all'])} rounds)"
         )
+        if row["seconds"]:
+            hours = 1000 / row["seconds"] / made["median"]
+            print(f"{'':14} 1000 hours of video are {hours:.0f} hours of such a process")
     if options.out:
         about = {"torch": torch.__version__, "cpus": os.cpu_count(), "results": results}
         Path(options.out).write_text(json.dumps(about, indent=1))

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,11 +57,28 @@ def test_two_workers(kill: bool, tmp_path: Path) -> None:
     assert contents(out) == contents(tmp_path / "local")
 
 
-def test_pictures(tmp_path: Path) -> None:
+def test_one_engine_ends_what_the_other_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of pictures, the first two of them by one process, which dies in the third."""
+    from mvitv2_tools.extract.extractor import Extractor
+
     still_model(tmp_path / "run")
     pictures = write_pictures(tmp_path / "pictures", 30)
     arguments = (tmp_path / "run", pictures, "--group", 4, "--batch", 3, "--out")
     assert extract(*arguments, tmp_path / "local") == 1
+    real, batches = Extractor.features, []
+
+    def dies(self: Extractor, batch: Any) -> Any:
+        if len(batches) == 5:
+            raise KeyboardInterrupt
+        batches.append(batch)
+        return real(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Extractor, "features", dies)
+        extract(*arguments, tmp_path / "ray")
+    assert len(list((tmp_path / "ray").glob("*.npy"))) == 2
     assert extract(*arguments, tmp_path / "ray", "--engine", "ray", "--workers", 2) == 1
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
 
