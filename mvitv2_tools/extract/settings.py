@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -54,14 +55,15 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def arithmetic(device: torch.device, format: str) -> dict[str, str]:
-    """What of a machine and of its packages a row's last bits depend on."""
-    packages = {"torch": torch.__version__, "pillow": version("Pillow"), "av": version("av")}
-    if format == "parquet":
-        packages["pyarrow"] = version("pyarrow")
+    """What of a machine, its packages and its environment a row's last bits depend on."""
+    packages = ["torch", "pillow", "av", *(["pyarrow"] if format == "parquet" else [])]
+    found = {name: version(name) for name in packages}
+    # Which form of an operation runs (docs/design.md).
+    found |= {k: v for k, v in sorted(os.environ.items()) if k.startswith("MVITV2_")}
     if device.type == "cuda":
-        return {**packages, "device": torch.cuda.get_device_name(device)}
+        return {**found, "device": torch.cuda.get_device_name(device)}
     capability = torch.backends.cpu.get_cpu_capability()
-    return {**packages, "device": f"{device.type} {platform.machine()} {capability}"}
+    return {**found, "device": f"{device.type} {platform.machine()} {capability}"}
 
 
 def facts(model: nn.Module, info: Any, settings: Settings, device: torch.device) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 
 from mvitv2_core.checkpoint.files import whole_file
 from mvitv2_tools.extract import folder, read_features, work
+from tests.media_files import frame_number, write_video
 from tests.tools.extracting import (
     STRIDE,
     clip_model,
@@ -153,6 +154,22 @@ def test_a_part_is_not_computed_twice(
     (rows,) = read_features(tmp_path / "out")
     assert len(rows) == 24 and sizes == [3] * 4  # twelve rows were there
     assert not list((tmp_path / "out/.parts").iterdir())
+
+
+def test_a_damaged_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts_of_8: None) -> None:
+    """Rows of what can be decoded, and the problem; the same after a kill."""
+    clip_model(tmp_path / "run")
+    options = {"container_options": {"movflags": "+faststart"}}
+    video = write_video(tmp_path / "cut.mp4", frame_number(90, 160, 120), **options)
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    arguments = (tmp_path / "run", video, "--stride", STRIDE, "--batch", 3, "--out")
+    dies_at(10, monkeypatch, lambda: extract(*arguments, tmp_path / "killed"))
+    for name in ("whole", "killed"):
+        assert extract(*arguments, tmp_path / name) == 1
+        (rows,) = read_features(tmp_path / name)
+        assert 6 < len(rows) < 24
+        assert "damaged, rows end before that" in (tmp_path / name / "report.json").read_text()
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 def test_two_runs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
