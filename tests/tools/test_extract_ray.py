@@ -38,7 +38,7 @@ def test_two_workers(kill: bool, tmp_path: Path) -> None:
     """Bit for bit, and with one of them killed while it works."""
     pytest.importorskip("psutil", reason="pip install psutil to run")
     clip_model(tmp_path / "run")
-    videos = write_videos(tmp_path / "videos", *(200 + 30 * i for i in range(8)))
+    videos = write_videos(tmp_path / "videos", *(120 + 20 * i for i in range(6)))
     arguments = (tmp_path / "run", videos, "--stride", 1 / 30, "--batch", 2, "--out")
     assert extract(*arguments, tmp_path / "local") == 1
     killed, out = [], tmp_path / "ray"
