@@ -58,7 +58,7 @@ class Case(NamedTuple):
 
 CASES = {
     # As ImageNet's pictures are on average.
-    "image-T": Case("mvitv2_tiny_in1k", "picture", (500, 375), 64, {"batch": 8}),
+    "image-T": Case("mvitv2_tiny_in1k", "picture", (500, 375), 192, {"batch": 8}),
     # As Kinetics is stored for training; a row for each clip, and twice as many that overlap.
     "video-S": Case("mvitv2_small_16x4_k400", "video", (340, 256), 16 * 64, {"batch": 4}),
     "video-S-half": Case(
