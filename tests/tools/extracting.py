@@ -7,11 +7,11 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mvitv2_core import MViTClassifier, cli
+from mvitv2_tools.extract.work import PART_ROWS
 from tests.media_files import frame_number, picture, write_video
 from tests.tools.conftest import TINY_CLIP, TINY_STILL, loading_cfg, slowfast_run
 
@@ -28,15 +28,16 @@ def extract(*arguments: object) -> int:
         return cli.main([*given, *map(str, arguments)])
 
 
-def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+def start(*arguments: object, part_rows: int = PART_ROWS) -> subprocess.Popen[str]:
     """Begin the command in a process of its own, with one thread."""
     code = (
-        "import sys; from tests.tools.extracting import extract; sys.exit(extract(*sys.argv[1:]))"
+        "import sys; from mvitv2_tools.extract import work; "
+        f"from tests.tools.extracting import extract; work.PART_ROWS = {part_rows}; "
+        "sys.exit(extract(*sys.argv[1:]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=environment, stderr=pipe, text=True, **options)
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

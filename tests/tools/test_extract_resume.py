@@ -7,7 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -195,30 +195,37 @@ def test_killed_ten_times(format: str, tmp_path: Path, tally: Callable[..., None
     still_model(tmp_path / "still")
     draw = random.Random(FORMATS.index(format))
     inputs = {
-        "clip": (write_videos(tmp_path / "videos", 2500, 300), "--stride", 1 / 30, "--batch", 2),
-        "still": (write_pictures(tmp_path / "pictures", 300), "--group", 7, "--batch", 2),
+        "clip": (write_videos(tmp_path / "videos", *[300] * 4), "--stride", 1 / 30, "--batch", 2),
+        "still": (write_pictures(tmp_path / "pictures", 250), "--group", 7, "--batch", 2),
     }
     for model, (files, *options) in inputs.items():
         arguments = (tmp_path / model, files, *options, "--format", format, "--out")
-        begun = time.monotonic()
-        process = start(*arguments, tmp_path / f"{model}_whole")
-        while not (tmp_path / f"{model}_whole" / folder.PLAN).exists():
-            time.sleep(0.01)
-        loading = time.monotonic() - begun
-        process.communicate()
-        assert process.returncode == 1
-        working = time.monotonic() - begun - loading
-        out, found = tmp_path / f"{model}_killed", set()
+        out = tmp_path / f"{model}_killed"
         for _ in range(10):
-            process = start(*arguments, out)
-            time.sleep(loading + draw.uniform(-0.1 * loading, working / 6))
-            if process.poll() is None:
-                os.kill(process.pid, signal.SIGKILL)
+            process = start(*arguments, out, part_rows=32)
+            # So many files later than the last kill, and a little more: while it loads, while it
+            # works, while it writes, on a machine of any speed.
+            files_later = draw.choice([0, 0, 1, 2, 3, 4])
+            wait_for_files(out, files_later)
+            time.sleep(draw.uniform(0, 0.2 if files_later else 1.5))
+            os.kill(process.pid, signal.SIGKILL)
             process.communicate()
-            found.add(process.returncode)
+            assert process.returncode == -signal.SIGKILL  # it had not ended
             tally(f"kills of an extraction of {model}s at random moments")
-        assert -signal.SIGKILL in found
-        process = start(*arguments, out)
-        process.communicate()
-        assert process.returncode == 1
+        for name in (out, tmp_path / f"{model}_whole"):
+            process = start(*arguments, name, part_rows=32)
+            process.communicate()
+            assert process.returncode == 1
         assert contents(out) == contents(tmp_path / f"{model}_whole")
+
+
+def wait_for_files(folder: Path, count: int) -> None:
+    """Until so many files have come to be there that are not there now."""
+    before = set(folder.rglob("*"))
+    new: set[Path] = set()
+    until = time.monotonic() + 300
+    while len(new) < count and time.monotonic() < until:
+        with suppress(FileNotFoundError):  # parts that were put together meanwhile
+            new |= {path for path in folder.rglob("*") if path.name[:1] != "."} - before
+        time.sleep(0.002)
+    assert len(new) >= count
