@@ -79,7 +79,7 @@ $(STAMPS)/torch: requirements/torch.txt
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/package: pyproject.toml $(STAMPS)/torch
-	$(BIN)/python -m pip install -e '.[detectron2,slowfast,predict,onnx,dev]'
+	$(BIN)/python -m pip install -e '.[detectron2,slowfast,extract,onnx,dev]'
 	@touch $@
 
 # Changing from one source to the other must leave no file of the first behind.

@@ -16,7 +16,7 @@ from mvitv2_core.media import MediaError
 from .inputs import Input
 
 T = TypeVar("T")
-AHEAD = 4  # prepared parts that may wait, beyond those in work
+AHEAD = 4  # unless told otherwise
 
 
 @dataclass
@@ -45,6 +45,7 @@ def feed(
     read_picture: Callable[[Input], Part],
     read_video: Callable[[Input], Iterator[Part]],
     workers: int = 2,
+    ahead: int = AHEAD,
 ) -> Iterator[Part]:
     """The parts of all inputs, in order. An unreadable file is a part with an ``error``.
 
@@ -53,6 +54,7 @@ def feed(
         read_picture: prepares a picture; runs in several threads.
         read_video: prepares a video part by part, in one thread at a time.
         workers: threads for pictures.
+        ahead: prepared parts that may wait, beyond those in work.
     """
     with ThreadPoolExecutor(workers, thread_name_prefix="picture") as pool:
 
@@ -64,7 +66,7 @@ def feed(
                     for item in group:
                         yield from _safe_parts(read_video, item)
 
-        yield from _in_thread(produce())
+        yield from _in_thread(produce(), ahead)
 
 
 def _safe(read: Callable[[Input], Part], item: Input) -> Part:
@@ -94,9 +96,9 @@ def _ahead(
         yield waiting.popleft().result()
 
 
-def _in_thread(items: Iterator[T]) -> Iterator[T]:
-    """``items``, made in a thread of its own, at most ``AHEAD`` of them waiting."""
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(AHEAD)
+def _in_thread(items: Iterator[T], ahead: int) -> Iterator[T]:
+    """``items``, made in a thread of its own, at most ``ahead`` of them waiting."""
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(ahead)
     stop = threading.Event()
 
     def put(entry: tuple[T | None, BaseException | None]) -> None:

@@ -33,7 +33,7 @@ class Window:
 
 
 def read_windows(
-    video: Video, transform: ClipTransform, length: float, stride: float
+    video: Video, transform: ClipTransform, length: float, stride: float, first: int = 0
 ) -> Iterator[tuple[Window, list[Tensor]]]:
     """Every window of a video with the frames of its clips, (T, h, w, 3) uint8 each.
 
@@ -44,6 +44,9 @@ def read_windows(
         video: opened, at its start.
         transform: of the model.
         length, stride: seconds; windows overlap where the stride is shorter.
+        first: windows to leave out at the beginning, which an earlier run had. The video is
+            decoded from its start all the same: where a file lets one seek, and what a decoder
+            gives after that, is not sure enough for the same bits.
 
     Raises:
         MediaError: nothing could be decoded.
@@ -62,11 +65,14 @@ def read_windows(
     for frame in video.frames():
         previous, number = number, max(round(frame.seconds * fps), number + 1)
         while (start := round(count * stride * fps)) <= number:
-            window = Window(
-                count * stride, count * stride + length, [index + start for index in relative]
-            )
-            waiting.append(window)
-            wanted |= window.needed
+            if count >= first:
+                window = Window(
+                    count * stride, count * stride + length, [index + start for index in relative]
+                )
+                waiting.append(window)
+                wanted |= window.needed
+            else:
+                given += 1
             count += 1
         # A gap in the stream: its last frame stays on screen.
         for missing in [i for i in wanted if previous < i < number]:
