@@ -53,6 +53,8 @@ def _check_mask(
         text = "a polygon must be a list of 3 or more x, y: [[x1, y1, x2, y2, x3, y3, ...]]"
         findings.add("bad mask", where, text)
         return
+    if not _is_box(annotation["bbox"]):
+        return
     xs, ys = [x for p in mask for x in p[::2]], [y for p in mask for y in p[1::2]]
     x, y, width, height = annotation["bbox"]
     extent = (min(xs), min(ys), max(xs), max(ys))

@@ -54,21 +54,20 @@ def run(options: Any) -> int:
     findings = Findings(KINDS)
     files = [options.train_json, options.train_images, options.val_json, options.val_images]
     train_json, train_images, val_json, val_images = (path.resolve() for path in files)
-    splits = [
-        read_split("train", train_json, train_images, findings),
-        read_split("val", val_json, val_images, findings),
-    ]
+    train = read_split("train", train_json, train_images, findings)
+    val = read_split("val", val_json, val_images, findings)
+    splits = (train, val)
     masks = has_masks(splits, options.boxes_only, findings)
-    check_classes(*splits, findings)
+    check_classes(train, val, findings)
     model = MODELS[options.model]
     for split in splits:
         check_tiny(split, model.short_test, model.longest, findings)
     check_pictures(splits, workers_of(options), findings)
     for split in splits:
         print(f"{split.name}: {_counts(split)}")
-    if not say_findings(findings, out, options):
-        return 1
-    train = splits[0]
+    code = say_findings(findings, out, options)
+    if code is not None:
+        return code
     learnable = {a["image_id"] for a in train.annotations if not a.get("iscrowd", 0)}
     plan = make_plan(
         name=re.sub(r"\W+", "_", out.name) or "own",

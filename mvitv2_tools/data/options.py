@@ -44,8 +44,8 @@ def workers_of(options: Any) -> int:
     return options.workers or os.cpu_count() or 1
 
 
-def say_findings(findings: Findings, out: Path, options: Any) -> bool:
-    """Print findings, write ``findings.txt``; returns whether to go on to the config."""
+def say_findings(findings: Findings, out: Path, options: Any) -> int | None:
+    """Print findings, write ``findings.txt``; returns an exit code, or None to go on."""
     out.mkdir(parents=True, exist_ok=True)
     if findings.found:
         print(findings.text())
@@ -53,11 +53,11 @@ def say_findings(findings: Findings, out: Path, options: Any) -> bool:
     errors = findings.count("error")
     print(f"{findings.verdict()}: {out / 'findings.txt'}")
     if options.check_only:
-        return False
+        return 1 if errors else 0
     if errors and not options.force:
         print("mvitv2: no config is written: mend the errors, or --force", file=sys.stderr)
-        return False
-    return True
+        return 1
+    return None
 
 
 def positive(text: str) -> int:
