@@ -151,7 +151,8 @@ def _again(folder: Folder) -> None:
 
 # What is done, the kind that must be found, and what its place or text must hold.
 SPOILS: list[tuple[str, Spoil, str, str]] = [
-    ("outside", _set("train", "annotations", 0, bbox=[110, 5, 30, 20]), "box outside the image", "1"),
+    ("outside", _set("train", "annotations", 0, bbox=[110, 5, 30, 20]),
+     "box outside the image", "no part in the image of 100 x 80"),
     ("mostly outside", _set("train", "annotations", 0, bbox=[90, 5, 30, 20]),
      "box outside the image", "33% of it"),
     ("beyond", _set("train", "annotations", 0, bbox=[80, 5, 30, 20]), "box beyond the edge", "67%"),
@@ -181,7 +182,8 @@ SPOILS: list[tuple[str, Spoil, str, str]] = [
     ("no size", _drop("train", "images", 0, "width"), "incomplete entry", "without width"),
     ("text id", _set("train", "annotations", 0, id="a"), "incomplete entry", "id 'a'"),
     ("one without", _drop("train", "annotations", 0, "segmentation"), "masks only in part", "1"),
-    ("two points", _set("train", "annotations", 0, segmentation=[[1, 2, 3, 4]]), "bad mask", "3 or"),
+    ("two points", _set("train", "annotations", 0, segmentation=[[1, 2, 3, 4]]),
+     "bad mask", "3 or more"),
     ("rle", _set("train", "annotations", 0, segmentation={"size": [80, 99], "counts": "x"}),
      "bad mask", "[80, 99]"),
     ("elsewhere", _set("train", "annotations", 0, segmentation=[[60, 60, 90, 60, 90, 70]]),

@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
-for package in ("PIL", "tqdm"):
-    pytest.importorskip(package, reason="needs Pillow and tqdm: pip install 'mvitv2[predict]'")
-
-from mvitv2_core import cli
 from mvitv2_tools.data.coco_check import KINDS
 from mvitv2_tools.data.detection_plan import MODELS, make_plan
-from tests.d2.running import datasets, run  # noqa: F401  fixtures
 from tests.tools.coco_folders import SPOILS, Folder, Spoil
-
-DATA = EntryPoint("data", "mvitv2_tools.data.command:add_data", cli.COMMANDS)
-
-
-@pytest.fixture
-def data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """``data(task, ...)``: the command; returns its exit code and what it printed."""
-    monkeypatch.setattr(cli, "entry_points", lambda group: [DATA] * (group == DATA.group))
-
-    def call(*arguments: object) -> tuple[int, str]:
-        code = cli.main(["data", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    return call
 
 
 def test_nothing_wrong(data, tmp_path: Path) -> None:
@@ -47,7 +26,7 @@ def test_nothing_wrong(data, tmp_path: Path) -> None:
 def test_fault_is_named(data, tmp_path: Path, spoil: Spoil, kind: str, text: str, tally) -> None:
     folder = Folder(tmp_path / "birds")
     spoil(folder)
-    code, said = data("detection", *folder.write(), "--out", tmp_path / "out", "--check-only")
+    code, _ = data("detection", *folder.write(), "--out", tmp_path / "out", "--check-only")
     written = (tmp_path / "out/findings.txt").read_text()
     level = KINDS[kind].level
     heading = next(line for line in written.splitlines() if line.startswith(level.upper()))
@@ -206,7 +185,7 @@ class TestWithDetectron2:
             own_coco("own_wrong", json_file, images, ["wren"])
         with pytest.raises(ValueError, match="own_wrong is registered as"):
             own_coco("own_wrong", "other.json", images, ["owl", "wren"])
-        with pytest.raises(FileNotFoundError, match="nowhere.json is not there"):
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.json is not there"):
             own_coco("own_missing", "nowhere.json", images, ["owl"])
         with pytest.raises(ValueError, match="classes of own_none must be names"):
             register_own("own_none", json_file, images, [])
@@ -215,9 +194,7 @@ class TestWithDetectron2:
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", ["lazyconfig_train_net.py", "train_net.py"])
 @pytest.mark.parametrize("masks", [True, False])
-def test_detectron2s_tools_train_it(
-    data, tool: str, masks: bool, tmp_path: Path, run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_detectron2s_tools_train_it(data, run, tool: str, masks: bool, tmp_path: Path) -> None:
     """detectron2's two unmodified tools train, evaluate by class, and predict finds the labels."""
     from projects.detection.find_tools import find_tool
 
