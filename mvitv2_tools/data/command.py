@@ -10,6 +10,8 @@ from typing import Any
 PACKAGES = "pip install 'mvitv2[predict]'"
 TASKS = {
     "detection": "boxes, with or without masks, in COCO's json: for detectron2",
+    "video": "labelled videos, in folders or in a csv: for PySlowFast",
+    "images": "labelled pictures, in folders or in a csv: for PySlowFast",
 }
 
 
