@@ -168,7 +168,7 @@ def read_csv(
     known, kept = set(classes), []
     for item in items:
         label = item.label
-        if numbered and label not in known and int(label) < len(classes):
+        if label.isdigit() and label not in known and int(label) < len(classes):
             label = classes[int(label)]
         if label not in known:
             text = f"{label!r} is not one of the {len(classes)} classes"
