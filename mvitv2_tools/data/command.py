@@ -11,6 +11,7 @@ PACKAGES = "pip install 'mvitv2[predict]'"
 TASKS = {
     "detection": "boxes, with or without masks, in COCO's json: for detectron2",
     "video": "labelled videos, in folders or in a csv: for PySlowFast",
+    "ava": "boxes of people with actions, from a csv: for PySlowFast's AVA",
     "images": "labelled pictures, in folders or in a csv: for PySlowFast",
 }
 

@@ -52,6 +52,11 @@ IMAGES = {
     "L": Recipe("ImageNet/MViTv2_L.yaml", 2.5e-4, 256, f"{PREFIX}mvitv2_large_in1k", 100_000),
     "toy": Recipe("ImageNet/toy_mvitv2.yaml", 1e-3, 16, seen=6_000),
 }
+AVA = {
+    "S": Recipe("AVA/MViTv2_S_16x4.yaml", 1e-4, 16, f"{PREFIX}mvitv2_small_16x4_k400"),
+    "B": Recipe("AVA/MViTv2_B_32x3.yaml", 1e-4, 16, f"{PREFIX}mvitv2_base_32x3_k400"),
+    "toy": VIDEO["toy"],
+}
 LEAST_EPOCHS, MOST_EPOCHS = 10, 100
 
 
@@ -140,14 +145,14 @@ def start_key(weights: str, dataset: str) -> str:
 
 def yaml_text(plan: Plan, command: str, task: str) -> str:
     """The YAML; ``task`` is what wrote it."""
-    period = max(1, plan.epochs // 10)
+    period, top5 = max(1, plan.epochs // 10), plan.dataset != "ava"
     keys: dict[str, Any] = {
         "TRAIN.BATCH_SIZE": plan.batch,
         "TRAIN.EVAL_PERIOD": period,
         "TRAIN.CHECKPOINT_PERIOD": period,
         "TRAIN.CHECKPOINT_EPOCH_RESET": True,
         "DATA.PATH_TO_DATA_DIR": str(plan.data),
-        "MODEL.NUM_CLASSES": max(len(plan.classes), LEAST_CLASSES),
+        "MODEL.NUM_CLASSES": max(len(plan.classes), LEAST_CLASSES if top5 else 1),
         "SOLVER.BASE_LR": plan.lr,
         "SOLVER.WARMUP_START_LR": plan.lr / 100,
         "SOLVER.COSINE_END_LR": plan.lr / 100,
@@ -170,7 +175,7 @@ def yaml_text(plan: Plan, command: str, task: str) -> str:
         "#",
         f"#   {command}",
     ]
-    if unused > 0:
+    if unused > 0 and top5:
         lines += [
             "#",
             f"# NUM_CLASSES is {LEAST_CLASSES}, {unused} of them unused: PySlowFast's trainer",
