@@ -103,7 +103,8 @@ class Plan:
     def falls(self) -> tuple[int, int]:
         """Steps at which the learning rate falls tenfold."""
         first, second = (round(share * self.steps) for share in FALLS)
-        return max(first, 1), max(second, 2)
+        second = min(max(second, 2), self.steps - 1)  # there are three steps or more
+        return min(max(first, 1), second - 1), second
 
     @property
     def summary(self) -> str:

@@ -88,6 +88,9 @@ def test_linear_rule() -> None:
         assert made.steps * batch == pytest.approx(48000, rel=0.01)
     assert plan(images=3000).steps == 36 * 3000 / 16
     assert plan(epochs=2).steps == 125
+    for images in range(1, 12):  # however few
+        few = plan(images=images, epochs=1, batch=4)
+        assert 0 < few.falls[0] < few.falls[1] < few.steps and 0 < few.warmup < few.steps
     for wrong in ({"images": 0}, {"batch": 0}, {"epochs": 0}):
         with pytest.raises(ValueError, match="must be above 0"):
             plan(**wrong)
@@ -198,7 +201,7 @@ def test_detectron2s_tools_train_it(data, run, tool: str, masks: bool, tmp_path:
     """detectron2's two unmodified tools train, evaluate by class, and predict finds the labels."""
     from projects.detection.find_tools import find_tool
 
-    out = tmp_path / "birds"
+    out = tmp_path / f"birds_{tool[:4]}_{masks}"  # detectron2's catalogue lasts for the process
     arguments = Folder(tmp_path / "raw", masks).write()
     assert data("detection", *arguments, "--out", out, "--model", "toy", "--batch", 2)[0] == 0
     if tool == "train_net.py":
