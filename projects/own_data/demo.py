@@ -35,8 +35,12 @@ def say(title: str) -> None:
     print(f"\n{title}", flush=True)
 
 
-def mvitv2(*arguments: object) -> None:
+def mvitv2(*arguments: object, output: int | None = None) -> None:
     """Run ``mvitv2`` as a person would, and show the command.
+
+    Args:
+        arguments: after the command's name.
+        output: where it prints; None for the screen.
 
     Raises:
         RuntimeError: it failed.
@@ -44,7 +48,7 @@ def mvitv2(*arguments: object) -> None:
     words = [str(word) for word in arguments]
     print(f"$ mvitv2 {' '.join(words)}", flush=True)
     command = [sys.executable, "-W", "ignore", "-m", "mvitv2_core.cli", *words]
-    if subprocess.run(command).returncode:
+    if subprocess.run(command, stdout=output).returncode:
         raise RuntimeError(f"mvitv2 {words[0]} failed")
 
 
@@ -80,7 +84,8 @@ def detection(out: Path, quick: bool) -> None:
     command = [sys.executable, str(tool), "--config-file", str(own / "detection.py")]
     train([*command, "train.eval_period=200"], out / "shapes-training.log")
     say("4. Used")
-    mvitv2("predict", own / "run", raw / "val", "--out", own / "predictions", "--quiet")
+    folders = [own / "run", raw / "val", "--out", own / "predictions"]
+    mvitv2("predict", *folders, output=subprocess.DEVNULL)
 
 
 def video(out: Path, quick: bool) -> None:
@@ -97,7 +102,8 @@ def video(out: Path, quick: bool) -> None:
     print(f"multi-view top-1 on validation: {run.test_top1:.1f} %")
     say("8. Used")
     chosen = [raw / line.split()[0] for line in (own / "val.csv").read_text().splitlines()]
-    mvitv2("predict", own / "run", *chosen, "--out", own / "predictions", "--quiet")
+    folders = [own / "run", *chosen[::4], "--out", own / "predictions"]
+    mvitv2("predict", *folders, output=subprocess.DEVNULL)
 
 
 def main() -> None:
