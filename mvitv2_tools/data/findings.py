@@ -36,7 +36,7 @@ class Findings:
     """A list of findings whose kinds are those of a table.
 
     Args:
-        kinds: by name. Findings are shown in its order.
+        kinds: by name. Findings are shown in its order, errors first.
     """
 
     def __init__(self, kinds: Mapping[str, Kind]) -> None:
@@ -53,9 +53,10 @@ class Findings:
         return sum(self.kinds[finding.kind].level == level for finding in self.found)
 
     def counts(self) -> dict[str, int]:
-        """How many of each kind there are, for kinds that there are."""
+        """How many of each kind there are, for kinds that there are; errors come first."""
         counter = Counter(finding.kind for finding in self.found)
-        return {kind: counter[kind] for kind in self.kinds if counter[kind]}
+        ordered = sorted(self.kinds, key=lambda kind: self.kinds[kind].level)
+        return {kind: counter[kind] for kind in ordered if counter[kind]}
 
     def text(self, shown: int | None = SHOWN) -> str:
         """Kinds with their advice, each with its first ``shown`` findings (None: all)."""

@@ -233,15 +233,15 @@ def test_pyslowfast_trains_it_from_weights_of_other_classes(
     weights = next((first / "run/checkpoints").glob("*.pyth"))
     assert data("video", clips, "--out", second, *options, "--weights", weights)[0] == 0
     said = run("-m", "mvitv2_slowfast.run_net", "--cfg", second / "video.yaml",
-               "--opts", "SOLVER.BASE_LR", "0.0", "SOLVER.WARMUP_START_LR", "0.0",
-               "SOLVER.COSINE_END_LR", "0.0")  # fmt: skip
+               "--opts", "SOLVER.BASE_LR", "1e-12", "SOLVER.WARMUP_START_LR", "1e-13",
+               "SOLVER.COSINE_END_LR", "1e-13")  # fmt: skip
     assert "Network weights head.projection.weight not loaded" in said
     before, after = (
         torch.load(f, weights_only=True)["model_state"]
         for f in (weights, next((second / "run/checkpoints").glob("*.pyth")))
     )
     same = [name for name in before if not name.startswith("head.")]
-    assert all(torch.equal(before[name], after[name]) for name in same)
+    assert all((before[name] - after[name]).abs().max() < 1e-9 for name in same)
     assert after["head.projection.weight"].shape[0] == 5
     said = run("-m", "mvitv2_core.cli", "predict", second / "run", clips / FIRST)
     assert "jump" in said and "run" in said
