@@ -37,7 +37,7 @@ def map_files(
         if workers < 2 or len(items) < FEW:
             pairs: Iterator[tuple[int, Result]] = ((i, look(item)) for i, item in enumerate(items))
         else:
-            pairs = _in_processes(look, items, crashed, workers)
+            pairs = _in_processes(look, items, range(len(items)), crashed, workers)
         for index, result in pairs:
             results[index] = result
             bar.update()
@@ -47,26 +47,34 @@ def map_files(
 def _in_processes(
     look: Callable[[Item], Result],
     items: Sequence[Item],
+    indices: Sequence[int],
     crashed: Callable[[Item], Result],
     workers: int,
 ) -> Iterator[tuple[int, Result]]:
+    """Results of the items at ``indices``, as they come.
+
+    A process that dies takes the whole pool with it: what was lost is tried again in halves, until
+    the item that kills its process is alone.
+    """
     context = multiprocessing.get_context("spawn")  # fork is not safe beside torch's threads
     lost = []
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(min(workers, len(indices)), mp_context=context) as pool:
         futures: dict[Future[Result], int] = {}
-        try:
-            for index, item in enumerate(items):
-                futures[pool.submit(look, item)] = index
-        except BrokenProcessPool:
-            lost = list(range(len(futures), len(items)))
+        for index in indices:
+            try:
+                futures[pool.submit(look, items[index])] = index
+            except BrokenProcessPool:
+                lost.append(index)
         for future in as_completed(futures):
             try:
                 yield futures[future], future.result()
             except BrokenProcessPool:
                 lost.append(futures[future])
-    for index in lost:  # one of them killed the pool: each alone
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            try:
-                yield index, pool.submit(look, items[index]).result()
-            except BrokenProcessPool:
-                yield index, crashed(items[index])
+    if len(indices) == 1:
+        for index in lost:
+            yield index, crashed(items[index])
+        return
+    half = (len(lost) + 1) // 2
+    for part in (lost[:half], lost[half:]):
+        if part:
+            yield from _in_processes(look, items, part, crashed, workers)
