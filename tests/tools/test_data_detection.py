@@ -122,6 +122,10 @@ class TestWithDetectron2:
         dicts = instantiate(cfg.dataloader.train.dataset)
         assert len(dicts) == 6
         assert {a["category_id"] for d in dicts for a in d["annotations"]} == {0, 1}
+        keys = {"names": f"other_{masks}", "json_file": arguments[2], "image_root": arguments[3]}
+        words = [f"dataloader.train.dataset.{key}={value}" for key, value in keys.items()]
+        other = LazyConfig.apply_overrides(cfg.copy(), words)  # as on the command line
+        assert len(instantiate(other.dataloader.train.dataset)) == 3
         seen = instantiate(cfg.dataloader.train.mapper)(dicts[0])
         assert seen["instances"].has("gt_masks") == masks
         model = instantiate(cfg.model)
