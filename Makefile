@@ -1,6 +1,8 @@
 # make demo    set up, train a small Mask R-CNN on toy data, draw its predictions
 # make demo-video   set up, train small video models through PySlowFast on a toy Kinetics
 #                   (PYSLOWFAST_ROOT=/path/to/SlowFast, a checkout of its repository)
+# make demo-own     set up, from raw folders of one's own kind to pictures of predictions
+#                   (videos too with PYSLOWFAST_ROOT)
 # make bench   set up, measure ours against every installed peer (BENCH="--scaling", ...;
 #              PySlowFast's own MViT too with PYSLOWFAST_ROOT=/path/to/SlowFast)
 # make figures set up, make the documents' tables and pictures from the results kept by
@@ -36,7 +38,7 @@ else
 READY := $(BIN)/python
 endif
 
-.PHONY: demo demo-video bench figures test soak lint setup setup-video clean
+.PHONY: demo demo-video demo-own bench figures test soak lint setup setup-video clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -48,6 +50,9 @@ demo-video: setup-video
 
 figures: $(READY)
 	$(BIN)/python -m projects.benchmark.figures
+
+demo-own: $(READY)
+	$(BIN)/python -m projects.own_data.demo $(DEMO)
 
 bench: $(READY)
 	$(BIN)/python projects/benchmark/bench.py $(BENCH)

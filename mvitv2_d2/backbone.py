@@ -17,6 +17,7 @@ from mvitv2_core.config import lay_out
 
 from .checkpoint import install
 from .config import backbone_kwargs
+from .own_data import register_from_keys
 from .stages import SCALES, as_tuple, check_ends, check_features, layout_rows
 
 install()  # official image checkpoints as MODEL.WEIGHTS and train.init_checkpoint
@@ -214,11 +215,15 @@ class MViT(Trunk, Backbone):
 def build_mvitv2_backbone(cfg: Any, input_shape: ShapeSpec) -> MViT:
     """The backbone of ``MODEL.MVITV2``, frozen up to ``MODEL.BACKBONE.FREEZE_AT``.
 
+    It also registers the data set that ``DATASETS.OWN`` names: detectron2's trainer gives its
+    config to nothing else of this package.
+
     Args:
         cfg: detectron2's config with the keys of ``add_mvitv2_config``.
         input_shape: its ``channels`` become ``in_chans``.
     """
     kwargs = backbone_kwargs(cfg)
+    register_from_keys(cfg)
     try:
         model = MViT(in_chans=input_shape.channels, **kwargs)
     except ValueError as error:

@@ -17,7 +17,7 @@ from mvitv2_core.rows import VARIANTS
 
 
 def add_mvitv2_config(cfg: Any) -> None:
-    """Add ``MODEL.MVITV2`` with its defaults to a detectron2 ``CfgNode``.
+    """Add ``MODEL.MVITV2`` and ``DATASETS.OWN`` with their defaults to a detectron2 ``CfgNode``.
 
     Calling it again, or on a config that has the keys through ``mvitv2_d2.env``, changes nothing.
     """
@@ -49,6 +49,10 @@ def add_mvitv2_config(cfg: Any) -> None:
     node.COMPILE = False  # compile each block: docs/gpu.md
     node.OUT_FEATURES = ["scale2", "scale3", "scale4", "scale5"]
     cfg.MODEL.MVITV2 = node
+    # A data set of one's own as DATASETS.TRAIN[0] and TEST[0] (own_data.py). CLASSES: names of
+    # the categories in the order of their ids; none for no such data set.
+    own = {f"{split}_{what}": "" for split in ("TRAIN", "VAL") for what in ("JSON", "IMAGES")}
+    cfg.DATASETS.OWN = CfgNode({**own, "CLASSES": []})
 
 
 # What each value must be, by itself; ``MViT`` checks what they must be together.

@@ -120,8 +120,12 @@ def _from_lazy(config: Path, options: Any) -> tuple[Any, list[Any], str, str, st
         augmentations = instantiate(mapper.augmentations)
     except (TypeError, AssertionError, OmegaConfBaseException) as error:
         raise ValueError(f"{config}: its model cannot be built: {error}") from error
-    names = cfg.dataloader.test.dataset.names
-    dataset = names if isinstance(names, str) else names[0]
+    data = cfg.dataloader.test.dataset
+    dataset = data.names if isinstance(data.names, str) else data.names[0]
+    if data.get("classes") and "json_file" in data:
+        from mvitv2_d2.own_data import register_own
+
+        register_own(dataset, data.json_file, data.image_root, list(data.classes))
     checkpoint = cfg.get("train", {}).get("init_checkpoint", "")
     return model, list(augmentations), str(mapper.image_format), dataset, checkpoint
 

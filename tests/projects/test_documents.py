@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.projects.own_pages import OWN_BLOCKS, own_data
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*(ROOT / name for name in ("README.md", "MODEL_ZOO.md", "CONTRIBUTING.md"))]
 PAGES += [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("projects/*/README.md"))]
@@ -135,6 +137,7 @@ BLOCKS = [
     Block("docs/predict.md", "pip install '.[predict]'", (PHOTO, ("pip install '.[predict]'", ""))),
     Block("docs/predict.md", "create_transform(model.info)", (PHOTO,)),
     Block("docs/predict.md", "mvitv2 predict outputs/demo ", needs=TRAINED),
+    *(Block(*row) for row in OWN_BLOCKS),
     Block("docs/video-demo.md", "make demo-video", (*VENV, CHECKOUT), "PySlowFast", slow=True),
     Block(
         "docs/video-demo.md",
@@ -229,6 +232,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     for name in PACKAGES:
         (folder / name).symlink_to(ROOT / name)
+    if (ROOT / "mvitv2.egg-info").is_dir():  # names the commands
+        (folder / "mvitv2.egg-info").symlink_to(ROOT / "mvitv2.egg-info")
     return folder
 
 
@@ -260,6 +265,8 @@ def test_block(
     env |= {"PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
     env |= {"S": str(weights / "hub/checkpoints/MViTv2_S_in1k.pyth")}
     env |= {"DEMO": f"--output {tmp_path} --train 8 --val 4 train.max_iter=2"}
+    if "mvitv2 data" in text or "detection.yaml" in text:
+        env["OWN"] = str(own_data(tmp_path / "own"))
     if "toy_coco" in text:
         env["DETECTRON2_DATASETS"] = str(tmp_path)
     elif row.needs == "detectron2" and "toy" in text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +14,11 @@ from fvcore.common.config import CfgNode
 
 from mvitv2_core import MViTClassifier, cli
 from tests.compare import randomize
+from tests.d2.running import datasets, run
 from tests.slowfast_cfg import make_cfg
 
+__all__ = ["datasets", "run"]
+DATA = EntryPoint("data", "mvitv2_tools.data.command:add_data", cli.COMMANDS)
 PREDICT = EntryPoint("predict", "mvitv2_tools.predict:add_predict", cli.COMMANDS)
 TINY_CLIP = {
     "DATA.NUM_FRAMES": 4,
@@ -100,6 +104,24 @@ def predict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     for package in ("PIL", "av", "tqdm", "matplotlib"):
         pytest.importorskip(package, reason="predict needs Pillow, av, tqdm and matplotlib")
     return Predict(monkeypatch, capsys)
+
+
+@pytest.fixture
+def data(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """``data(task, ...)``: ``mvitv2 data``; its exit code and what it printed."""
+    for package in ("PIL", "av", "tqdm", "yaml"):
+        pytest.importorskip(package, reason="data needs Pillow, av, tqdm and PyYAML")
+    monkeypatch.setattr(cli, "entry_points", lambda group: [DATA] * (group == DATA.group))
+
+    def call(*arguments: object) -> tuple[int, str]:
+        capsys.readouterr()
+        code = cli.main(["data", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return call
 
 
 def loading_cfg(overrides: dict[str, Any], **changes: Any) -> CfgNode:
