@@ -48,6 +48,12 @@ def add_mvitv2_config(cfg: Any) -> None:
     node.DIM_MUL_IN_ATT = True  # False for the published IN-1K L
     node.COMPILE = False  # compile each block: docs/gpu.md
     node.OUT_FEATURES = ["scale2", "scale3", "scale4", "scale5"]
+    # Training (training.py, docs/training.md).
+    node.LAYER_DECAY = 1.0  # factor of the learning rate from a block to the one before
+    node.EMA_DECAY = 0.0  # of the average of the weights; 0 for none
+    node.ACCUMULATE = 1  # batches to an optimizer step
+    node.BFLOAT16 = False  # autocast in training, instead of SOLVER.AMP's float16
+    node.DETERMINISTIC = False  # deterministic algorithms alone; the seed is SEED
     cfg.MODEL.MVITV2 = node
 
 
