@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .checks import check_rate, check_whole
+from .checks import check_rate, check_whole, refuse
 
 AVERAGE = "_mvitv2_average"  # where a model keeps its average
+ACCUMULATES = "_mvitv2_accumulates"
 # Under this name trainers' files hold it, and ``load_checkpoint(ema=True)`` finds it.
 EMA_KEY = "model_ema"
 
@@ -32,20 +33,31 @@ class Average:
 
     Args:
         model: on its device, not wrapped by DistributedDataParallel.
-        optimizer: whose steps it follows.
+        optimizer: whose steps it follows; its ``step`` is replaced. ``Accumulation`` comes after.
         decay: in [0, 1); about 1 - 10 / steps averages over the last tenth of the training.
 
     Raises:
-        ValueError: a decay out of range.
+        ValueError: a decay out of range, or an optimizer that accumulates already.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, decay: float) -> None:
         check_rate("EMA decay", decay)
+        if hasattr(optimizer, ACCUMULATES):
+            refuse("optimizer", "given to Average before Accumulation", "the other order")
         self.model = model
         self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.averaged.module.__dict__.pop("forward", None)  # of an instance: it calls the original
         self.averaged.eval().requires_grad_(False)
-        optimizer.register_step_post_hook(lambda *_: self.averaged.update_parameters(model))
+        # Not by PyTorch's hook, which runs twice where a step calls its base class's, as that of
+        # detectron2's optimizers that clip.
+        step = optimizer.step
+
+        def step_and_average(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            result = step(*args, **kwargs)
+            self.averaged.update_parameters(model)
+            return result
+
+        optimizer.step = MethodType(step_and_average, optimizer)  # type: ignore[method-assign]
         forward = model.forward
 
         def forward_or_average(*args: Any, **kwargs: Any) -> Any:
@@ -53,7 +65,7 @@ class Average:
                 return forward(*args, **kwargs)
             return self.averaged.module(*args, **kwargs)
 
-        model.forward = forward_or_average  # type: ignore[method-assign]
+        model.forward = forward_or_average
         setattr(model, AVERAGE, self)
 
     @property
@@ -107,6 +119,7 @@ class Accumulation:
             if self.count == self.steps:
                 self._step()
 
+        setattr(optimizer, ACCUMULATES, True)
         # A method, since PyTorch's schedulers bind what they find there.
         optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]
 
@@ -148,7 +161,7 @@ def train_in_bfloat16(model: nn.Module) -> None:
         with bfloat16(next(model.parameters()).device):
             return forward(*args, **kwargs)
 
-    model.forward = forward_in_bfloat16  # type: ignore[method-assign]
+    model.forward = forward_in_bfloat16
 
 
 def bfloat16(device: torch.device) -> torch.autocast:

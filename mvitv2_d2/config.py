@@ -54,6 +54,7 @@ def add_mvitv2_config(cfg: Any) -> None:
     node.ACCUMULATE = 1  # batches to an optimizer step
     node.BFLOAT16 = False  # autocast in training, instead of SOLVER.AMP's float16
     node.DETERMINISTIC = False  # deterministic algorithms alone; the seed is SEED
+    node.VAL_SAMPLE = 0  # evaluate so many images but at the end; 0 for all of them (train_net.py)
     cfg.MODEL.MVITV2 = node
 
 

@@ -12,10 +12,12 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from detectron2.engine import DefaultTrainer
 from detectron2.solver.build import get_default_optimizer_params
+from detectron2.utils.events import get_event_storage, has_event_storage
 from detectron2.utils.registry import _convert_target_to_string, locate
 from torch import nn
 from torch.optim import Optimizer
@@ -30,6 +32,7 @@ from mvitv2_core.training import (
 )
 
 from .checkpoint import install as install_checkpointer
+from .sample import sample
 
 install_checkpointer()  # it saves and resumes the average
 CHECKS: dict[str, Callable[[str, object], None]] = {
@@ -38,6 +41,7 @@ CHECKS: dict[str, Callable[[str, object], None]] = {
     "ACCUMULATE": check_whole,
     "BFLOAT16": check_flag,
     "DETERMINISTIC": check_flag,
+    "VAL_SAMPLE": partial(check_whole, least=0),
 }
 
 
@@ -124,8 +128,28 @@ def install() -> None:
         optimizer = original(cls, cfg, model)
         return prepare_from_cfg(cfg, model, optimizer) if "MVITV2" in cfg.MODEL else optimizer
 
-    build_optimizer._mvitv2 = True
+    test = DefaultTrainer.test.__func__
+
+    @functools.wraps(test)
+    def test_on_sample(cls: Any, cfg: Any, model: nn.Module, evaluators: Any = None) -> Any:
+        if evaluators is None and "MVITV2" in cfg.MODEL and _is_early(cfg):
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.DATASETS.TEST = tuple(
+                sample(name, cfg.MODEL.MVITV2.VAL_SAMPLE) for name in cfg.DATASETS.TEST
+            )
+        return test(cls, cfg, model, evaluators)
+
+    build_optimizer._mvitv2 = True  # type: ignore[attr-defined]
     DefaultTrainer.build_optimizer = classmethod(build_optimizer)
+    DefaultTrainer.test = classmethod(test_on_sample)
+
+
+def _is_early(cfg: Any) -> bool:
+    """Whether a sample is to be evaluated: during training, but for its end."""
+    if not cfg.MODEL.MVITV2.VAL_SAMPLE or not has_event_storage():
+        return False
+    return get_event_storage().iter + 1 < cfg.SOLVER.MAX_ITER
 
 
 class Groups(list):
@@ -168,7 +192,7 @@ def make_optimizer(
     Raises:
         ValueError: values out of range, or ``params`` of another maker.
     """
-    options = {"ema_decay": ema_decay, "accumulate": accumulate}
+    options: dict[str, Any] = {"ema_decay": ema_decay, "accumulate": accumulate}
     options |= {"bfloat16": bfloat16, "deterministic": deterministic}
     for name, value in options.items():
         CHECKS[name.upper()](f"optimizer.{name}", value)

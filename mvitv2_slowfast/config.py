@@ -174,9 +174,7 @@ def read_adapter(cfg: Any, dim: int) -> AdapterSpec:
     check_flag("MVITV2.BFLOAT16", bfloat16)
     check_rate("MVITV2.EMA_DECAY", ema_decay)
     zero_decay = cfg.MVIT.ZERO_DECAY_POS_CLS
-    return AdapterSpec(
-        act, roi, cfg.MODEL.ACT_CHECKPOINT, compile, zero_decay, bfloat16, ema_decay
-    )
+    return AdapterSpec(act, roi, cfg.MODEL.ACT_CHECKPOINT, compile, zero_decay, bfloat16, ema_decay)
 
 
 def round_width(width: int, multiplier: float, divisor: int = 1) -> int:

@@ -73,7 +73,7 @@ class MViTv2(MViTClassifier):
         with bfloat16(x.device) if mixed else nullcontext():
             tokens, thw = self.tokens(x)
         if mixed:  # the trainer's loss is outside of the model: the head gives it float32
-            tokens = tokens.to(self.norm.weight.dtype)
+            tokens = tokens.to(next(self.norm.parameters()).dtype)
         if self.adapter.roi is not None:
             tokens = self.norm(tokens)[:, int(self.config.cls_token) :]
             # (B, N, C) -> (B, C, T, H, W) -> (B, C, 1, H, W)

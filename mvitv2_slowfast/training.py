@@ -112,9 +112,7 @@ def _train_epoch(
     if _ours(model) is not None and cfg.MVITV2.ACCUMULATE > 1:
         cfg = cfg.clone()  # each batch's gradients alone are not clipped: see _clip
         cfg.SOLVER.CLIP_GRAD_VAL = cfg.SOLVER.CLIP_GRAD_L2NORM = None
-    return original(
-        train_loader, model, optimizer, scaler, train_meter, cur_epoch, cfg, writer
-    )
+    return original(train_loader, model, optimizer, scaler, train_meter, cur_epoch, cfg, writer)
 
 
 class _TorchWithAverage:

@@ -234,6 +234,8 @@ def test_accumulation_and_average() -> None:
         other.step()
     states = [average.state_dict() for average in averages]
     assert all(error(value, states[1][name]) < 1e-9 for name, value in states[0].items())
+    with pytest.raises(ValueError, match="must be given to Average before Accumulation"):
+        Average(ours, optimizer, 0.5)
 
 
 def test_accumulation_skips_what_a_scaler_skips() -> None:
