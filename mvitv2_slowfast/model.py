@@ -92,10 +92,10 @@ class MViTv2(MViTClassifier):
     def no_weight_decay(self) -> list[str]:
         """Parts of names without weight decay, where ``MVIT.ZERO_DECAY_POS_CLS`` asks for it.
 
-        PySlowFast's optimizer matches them as substrings of parameter names, but with
-        ``SOLVER.LAYER_DECAY`` below 1 as whole names: so the list is upstream's, with
-        ``rel_pos_hw`` (a table that no model has) left as it stands there, and then the names of
-        all that it means, without which layer decay would let the tables of upstream's model decay.
+        PySlowFast's optimizer matches them as substrings of parameter names; the list is
+        upstream's, with ``rel_pos_hw`` (a table that no model has) left as it stands there. With
+        ``SOLVER.LAYER_DECAY`` below 1 upstream matches whole names instead, and relative positions
+        decay: here as there.
         """
         if not self.adapter.zero_decay:
             return []
@@ -107,6 +107,4 @@ class MViTv2(MViTClassifier):
         temporal, spatial, _ = self.config.rel_pos
         names += ["rel_pos_h", "rel_pos_w", "rel_pos_hw"] if spatial else []
         names += ["rel_pos_t"] if temporal else []
-        names += ["cls_token"] if self.config.cls_token else []
-        whole = [name for name, _ in self.named_parameters() if any(part in name for part in names)]
-        return names + [name for name in whole if name not in names]
+        return names + (["cls_token"] if self.config.cls_token else [])

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from mvitv2_core.layer_groups import layer_of, layer_scale, scale_layers
 from mvitv2_core.training import (
     Accumulation,
     Average,
@@ -20,128 +18,9 @@ from mvitv2_core.training import (
     train_in_bfloat16,
 )
 from tests.compare import error
-from tests.small import KINDS, small_input, small_model
-
-KIND = "clip with class token"
-
-
-class Detector(nn.Module):
-    """A model of the project inside of another, as detectors have it."""
-
-    def __init__(self, kind: str = KIND) -> None:
-        super().__init__()
-        self.backbone = small_model(kind).double()
-        self.neck = nn.Linear(5, 3).double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.neck(self.backbone(x))
-
-
-def batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for seed in range(count):
-        yield small_input(KIND, seed=seed, dtype=torch.float64), torch.tensor([seed % 3, 1])
-
-
-def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return nn.functional.cross_entropy(model(batch[0]), batch[1])
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> list[float]:
-    """The loop of a trainer that knows nothing; returns its losses."""
-    model.train()
-    losses = []
-    for batch in batches(count):
-        optimizer.zero_grad()
-        value = loss(model, batch)
-        value.backward()
-        optimizer.step()
-        losses.append(value.item())
-    return losses
-
-
-def same(ours: nn.Module, plain: nn.Module, bound: float = 1e-13) -> None:
-    others = dict(plain.named_parameters())
-    for name, parameter in ours.named_parameters():
-        assert error(parameter.detach(), others[name].detach()) <= bound, name
-
-
-def adamw(model: nn.Module) -> AdamW:
-    return AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-
-
-def pair() -> tuple[Detector, Detector]:
-    torch.manual_seed(0)
-    model = Detector()
-    return model, copy.deepcopy(model)
-
-
-def test_layers_by_name() -> None:
-    layers = {
-        "patch_embed.proj.weight": 0,
-        "cls_token": 0,
-        "pos_embed": 0,
-        "pos_embed_temporal": 0,
-        "blocks.0.attn.rel_pos_h": 1,
-        "blocks.11.norm1.bias": 12,
-        "norm.weight": 17,
-        "scale2_norm.weight": 17,
-        "head.projection.bias": 17,
-    }
-    assert {name: layer_of(name, 16) for name in layers} == layers
-    assert [layer_scale(name, 2, 0.5) for name in ("head.bias", "blocks.1.x", "blocks.0.x")] == [
-        1.0,
-        0.5,
-        0.25,
-    ]
-    assert layer_scale("patch_embed.proj.bias", 2, 0.5) == 0.125
-    with pytest.raises(ValueError, match=r"depth must be more than 2, the block of 'blocks\.2\.x'"):
-        layer_of("blocks.2.x", 2)
-    for decay in (0, 1.5, True, "0.9"):
-        with pytest.raises(ValueError, match=r"decay must be in \(0, 1\]"):
-            layer_scale("head.bias", 2, decay)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_parameter_is_in_one_group(kind: str) -> None:
-    """Rates fall from the head to the patch embedding; weight decay stays as it was."""
-    model = Detector(kind)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = SGD([{"params": matrices, "weight_decay": 0.1}, {"params": vectors}], lr=0.3)
-    scale_layers(optimizer, model, 0.5)
-    found = {p: group for group in optimizer.param_groups for p in group["params"]}
-    assert set(found) == set(model.parameters())
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(found)
-    for name, parameter in model.named_parameters():
-        _, _, rest = name.partition("backbone.")
-        expected = 0.3 * (layer_scale(rest, 3, 0.5) if rest else 1.0)
-        assert found[parameter]["lr"] == expected, name
-        assert found[parameter]["weight_decay"] == (0.1 if parameter.ndim > 1 else 0), name
-    with pytest.raises(ValueError, match="model must be one that holds an MViT, got 'Linear'"):
-        scale_layers(optimizer, model.neck, 0.5)
-
-
-@pytest.mark.parametrize("make", [SGD, AdamW])
-def test_layer_decay_is_a_rate_for_each_parameter(make: type) -> None:
-    """Three steps under a schedule, against one plain optimizer for every parameter."""
-    ours, plain = pair()
-    optimizer = make(ours.parameters(), lr=1e-2, weight_decay=0.1)
-    scale_layers(optimizer, ours, 0.7)
-    schedule = LambdaLR(optimizer, lambda step: 1 / (1 + step))
-    singles = []
-    for name, parameter in plain.named_parameters():
-        scale = layer_scale(name.removeprefix("backbone."), 3, 0.7) if "backbone" in name else 1
-        singles.append(make([parameter], lr=1e-2 * scale, weight_decay=0.1))
-    for step, batch in enumerate(batches(3)):
-        for model in (ours, plain):
-            model.zero_grad()
-            loss(model, batch).backward()
-        optimizer.step()
-        schedule.step()
-        for single in singles:
-            single.step()
-            single.param_groups[0]["lr"] *= (1 + step) / (2 + step)
-    same(ours, plain)
+from tests.loops import KIND, adamw, batches, loss, pair, same, train
+from tests.ranks import start
+from tests.small import small_input, small_model
 
 
 def test_average() -> None:
@@ -336,6 +215,13 @@ def test_deterministic_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.benchmark = benchmark
+
+
+@pytest.mark.slow
+def test_on_two_ranks(tmp_path: Path) -> None:
+    """Under DistributedDataParallel: all ranks keep the average that one process would."""
+    (worst,) = start(tmp_path, "tests.core.training_ranks:trained:2", timeout=200)
+    assert worst < 1e-9
 
 
 @pytest.mark.slow
