@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -85,6 +86,7 @@ def _prepare(original: Any, model: nn.Module, cfg: Any) -> Any:
         Accumulation(optimizer, node.ACCUMULATE, _clip(ours, cfg.SOLVER))
     if node.DETERMINISTIC:
         train_deterministically()
+        random.seed(cfg.RNG_SEED)  # the trainer seeds NumPy and PyTorch, its transforms draw here
     return optimizer
 
 
