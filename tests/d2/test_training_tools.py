@@ -104,11 +104,12 @@ def test_deterministic_runs_are_equal(run: Run, tmp_path: Path) -> None:
 def test_lazy(run: Run, tmp_path: Path) -> None:
     """The same with nothing but keys on the command line."""
     folder = tmp_path / "lazy"
+    threshold = "model.roi_heads.box_predictor.test_score_thresh=0.0"
     decay = "{_target_: mvitv2_d2.training.LayerDecay, decay: 0.8, depth: 5}"
     options = [
         *("train.eval_period=100", "train.checkpointer.period=100", "train.seed=1"),
         *("dataloader.train.total_batch_size=2", "optimizer.ema_decay=0.5"),
-        "model.roi_heads.box_predictor.test_score_thresh=0.0",
+        threshold,
         "optimizer._target_=mvitv2_d2.training.make_optimizer",
         "optimizer.params._target_=mvitv2_d2.training.make_groups",
         *("optimizer.accumulate=2", "optimizer.bfloat16=True", "optimizer.deterministic=True"),
@@ -124,5 +125,5 @@ def test_lazy(run: Run, tmp_path: Path) -> None:
     check_run(folder, 8, 5)
     other = tmp_path / "eval"
     weights = f"train.init_checkpoint='{folder}/model_final.pth?ema=True'"
-    run(*command, "--eval-only", *options[4:5], f"train.output_dir={other}", weights)
+    run(*command, "--eval-only", threshold, f"train.output_dir={other}", weights)
     assert found(folder) == found(other)
