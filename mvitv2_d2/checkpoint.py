@@ -4,7 +4,8 @@ detectron2's ``DetectionCheckpointer`` skips tensors of another shape with a war
 position tables of another nominal size would stay at zero, and matches names by their endings. It
 offers no hook, so two of its methods are wrapped: for models that hold this project's backbone,
 and for no others, the checkpoint is fitted to the backbone first. A third, which saves, is wrapped
-so that a run killed at any moment can be resumed.
+so that a run killed at any moment can be resumed. Where a model keeps an average of its weights
+(``training``), it is saved and resumed beside them, and ``FILE?ema=True`` loads it as the weights.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from mvitv2_core import LoadReport, MViT
-from mvitv2_core.checkpoint import CheckpointError, read_content
+from mvitv2_core.checkpoint import CheckpointError, read_checkpoint, read_content
 from mvitv2_core.checkpoint.files import plain_state
 from mvitv2_core.checkpoint.fit import fit_state_dict
 from mvitv2_core.checkpoint.formats import NESTS, to_project, uncompiled, unwrapped
 from mvitv2_core.checkpoint.report import listing
 from mvitv2_core.path_manager import WholeWrites, register_with
+from mvitv2_core.training import EMA_KEY, average_of
 
 FILE = "the checkpoint"
 SAFE_SUFFIXES = (".pkl", ".pyth", ".safetensors")
+# After a path, as detectron2's own "?matching_heuristics=True": the average of the weights in it.
+EMA_QUERY = "?ema=True"
 
 
 def install() -> None:
@@ -38,10 +42,30 @@ def install() -> None:
     if hasattr(DetectionCheckpointer, "_mvitv2_wrapped"):
         return
     load_file, load_model = DetectionCheckpointer._load_file, DetectionCheckpointer._load_model
-    save = DetectionCheckpointer.save
+    save, init = DetectionCheckpointer.save, DetectionCheckpointer.__init__
+    load = DetectionCheckpointer.load
+
+    @functools.wraps(init)
+    def init_with_average(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        average = average_of(self.model)
+        if average is not None:
+            self.add_checkpointable(EMA_KEY, average)
+
+    @functools.wraps(load)
+    def load_asked(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+        self._mvitv2_ema = bool(path) and path.endswith(EMA_QUERY)
+        path = path.removesuffix(EMA_QUERY) if path else path
+        try:
+            return load(self, path, *args, **kwargs)
+        finally:
+            self._mvitv2_ema = False
 
     @functools.wraps(load_file)
     def safe_load_file(self: Any, filename: str) -> Any:
+        if getattr(self, "_mvitv2_ema", False):
+            # Unchecked: of a whole detector, whose norms may count in whole numbers.
+            return {"model": read_checkpoint(filename, check=False, ema=True).state}
         if not _backbones(self.model) or not filename.endswith(SAFE_SUFFIXES):
             return load_file(self, filename)
         content = read_content(filename)
@@ -67,6 +91,7 @@ def install() -> None:
         finally:
             self.path_manager = manager
 
+    DetectionCheckpointer.__init__, DetectionCheckpointer.load = init_with_average, load_asked
     DetectionCheckpointer.save = whole_save
     DetectionCheckpointer._load_file = safe_load_file
     DetectionCheckpointer._load_model = fitted_load_model

@@ -48,6 +48,13 @@ def add_mvitv2_config(cfg: Any) -> None:
     node.DIM_MUL_IN_ATT = True  # False for the published IN-1K L
     node.COMPILE = False  # compile each block: docs/gpu.md
     node.OUT_FEATURES = ["scale2", "scale3", "scale4", "scale5"]
+    # Training (training.py, docs/training.md).
+    node.LAYER_DECAY = 1.0  # factor of the learning rate from a block to the one before
+    node.EMA_DECAY = 0.0  # of the average of the weights; 0 for none
+    node.ACCUMULATE = 1  # batches to an optimizer step
+    node.BFLOAT16 = False  # autocast in training, instead of SOLVER.AMP's float16
+    node.DETERMINISTIC = False  # deterministic algorithms alone; the seed is SEED
+    node.VAL_SAMPLE = 0  # evaluate so many images but at the end; 0 for all of them (train_net.py)
     cfg.MODEL.MVITV2 = node
     # A data set of one's own as DATASETS.TRAIN[0] and TEST[0] (own_data.py). CLASSES: names of
     # the categories in the order of their ids; none for no such data set.

@@ -75,6 +75,8 @@ class AdapterSpec:
         act_checkpoint: recompute blocks in the backward pass.
         compile: compile each block.
         zero_decay: no weight decay on positions and class token.
+        bfloat16: train the trunk under bfloat16 autocast.
+        ema_decay: of the average of the weights, that validation and tests take; 0 for none.
     """
 
     act: str
@@ -82,6 +84,8 @@ class AdapterSpec:
     act_checkpoint: bool
     compile: bool
     zero_decay: bool
+    bfloat16: bool
+    ema_decay: float
 
 
 def read_config(cfg: Any) -> MViTConfig:
@@ -163,9 +167,14 @@ def read_adapter(cfg: Any, dim: int) -> AdapterSpec:
     allowed = HEAD_ACTS if roi is None else HEAD_ACTS[:2]
     if act not in allowed:
         raise ValueError(f"MODEL.HEAD_ACT must be one of {', '.join(allowed)}, got {act!r}")
-    compile = cfg.get("MVITV2", {}).get("COMPILE", False)
+    node = cfg.get("MVITV2", {})
+    compile, bfloat16 = node.get("COMPILE", False), node.get("BFLOAT16", False)
+    ema_decay = node.get("EMA_DECAY", 0.0)
     check_flag("MVITV2.COMPILE", compile)
-    return AdapterSpec(act, roi, cfg.MODEL.ACT_CHECKPOINT, compile, cfg.MVIT.ZERO_DECAY_POS_CLS)
+    check_flag("MVITV2.BFLOAT16", bfloat16)
+    check_rate("MVITV2.EMA_DECAY", ema_decay)
+    zero_decay = cfg.MVIT.ZERO_DECAY_POS_CLS
+    return AdapterSpec(act, roi, cfg.MODEL.ACT_CHECKPOINT, compile, zero_decay, bfloat16, ema_decay)
 
 
 def round_width(width: int, multiplier: float, divisor: int = 1) -> int:

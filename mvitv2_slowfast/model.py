@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mvitv2_core import MViTClassifier
+from mvitv2_core.training import bfloat16
 
 from .config import read_adapter, read_config
 from .image_init import load_image_weights
@@ -67,7 +69,11 @@ class MViTv2(MViTClassifier):
             if len(x) != 1:
                 raise ValueError(f"x must be one clip or a list of one clip, got {len(x)} clips")
             x = x[0]
-        tokens, thw = self.tokens(x)
+        mixed = self.training and self.adapter.bfloat16
+        with bfloat16(x.device) if mixed else nullcontext():
+            tokens, thw = self.tokens(x)
+        if mixed:  # the trainer's loss is outside of the model: the head gives it float32
+            tokens = tokens.to(next(self.norm.parameters()).dtype)
         if self.adapter.roi is not None:
             tokens = self.norm(tokens)[:, int(self.config.cls_token) :]
             # (B, N, C) -> (B, C, T, H, W) -> (B, C, 1, H, W)
@@ -87,7 +93,9 @@ class MViTv2(MViTClassifier):
         """Parts of names without weight decay, where ``MVIT.ZERO_DECAY_POS_CLS`` asks for it.
 
         PySlowFast's optimizer matches them as substrings of parameter names; the list is
-        upstream's, with ``rel_pos_hw`` (a table that no model has) left as it stands there.
+        upstream's, with ``rel_pos_hw`` (a table that no model has) left as it stands there. With
+        ``SOLVER.LAYER_DECAY`` below 1 upstream matches whole names instead, and relative positions
+        decay: here as there.
         """
         if not self.adapter.zero_decay:
             return []

@@ -11,6 +11,18 @@ from .locate import HOW_TO_GET, PySlowFastError, find_root
 from .model import MViTv2
 from .roi_align import stand_in_for_detectron2
 
+# The node MVITV2 and its defaults.
+KEYS = {
+    "IMAGE_CHECKPOINT": "",  # path of an image checkpoint to inflate before training; "" for none
+    "COMPILE": False,  # compile each block (docs/gpu.md)
+    # Training (training.py, docs/training.md).
+    "EMA_DECAY": 0.0,  # of the average of the weights, which is validated and tested; 0 for none
+    "ACCUMULATE": 1,  # batches to an optimizer step
+    "BFLOAT16": False,  # autocast in training, instead of TRAIN.MIXED_PRECISION's float16
+    "DETERMINISTIC": False,  # deterministic algorithms alone; the seed is RNG_SEED
+    "VAL_SAMPLE": 0,  # validate on so many clips, evenly from the list; 0 for all of them
+}
+
 
 def register() -> Path | None:
     """Register ``MViTv2`` with PySlowFast, if there is one. Doing it again changes nothing.
@@ -39,9 +51,7 @@ def register() -> Path | None:
         compat.log_cure(line)
         MODEL_REGISTRY.register(MViTv2)
     if "MVITV2" not in defaults._C:
-        # Path of an image checkpoint to inflate before training; "" for none.
-        # COMPILE: compile each block (docs/gpu.md).
-        defaults._C.MVITV2 = defaults.CfgNode({"IMAGE_CHECKPOINT": "", "COMPILE": False})
+        defaults._C.MVITV2 = defaults.CfgNode(KEYS)
     for manager in (pathmgr, checkpoint_pathmgr):
         register_with(manager)
     return root

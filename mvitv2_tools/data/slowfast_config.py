@@ -12,7 +12,7 @@ from typing import Any
 
 from mvitv2_core.checkpoint.files import whole_file
 from mvitv2_core.checkpoint.hub import OFFICIAL
-from mvitv2_core.checkpoint.path_handler import PREFIX
+from mvitv2_core.path_manager import PREFIX
 from mvitv2_core.recipes import recipe_path
 
 from .findings import Findings

@@ -48,6 +48,7 @@ class Block(NamedTuple):
 NETWORK = "needs an environment of its own and the network"
 SUITE = "needs no test: it runs this suite"
 DETECTION, VIDEO = "projects/detection/README.md", "docs/video.md"
+TRAINING = "docs/training.md"
 RUN_NET = (("mvitv2_slowfast.run_net", "tests.projects.read_run_net"),)
 # check_config reads a command's config and overrides as the trainers do, and builds the model.
 CHECK = ((TRAINER, "projects/detection/check_config.py"), ("--config-file ", ""))
@@ -138,6 +139,23 @@ BLOCKS = [
     Block("docs/predict.md", "create_transform(model.info)", (PHOTO,)),
     Block("docs/predict.md", "mvitv2 predict outputs/demo ", needs=TRAINED),
     *(Block(*row) for row in OWN_BLOCKS),
+    Block(
+        TRAINING,
+        "optimizer._target_=mvitv2_d2",
+        (("toy_mask_rcnn_mvitv2.py", f"toy_mask_rcnn_mvitv2.py {QUICK}"),),
+        needs="detectron2",
+        slow=True,
+    ),
+    Block(TRAINING, "LayerDecay, with_training", needs="detectron2"),
+    Block(
+        TRAINING,
+        "MODEL.MVITV2.EMA_DECAY",
+        (("BFLOAT16 True", f"BFLOAT16 True {SHORT}"),),
+        needs="detectron2",
+        slow=True,
+    ),
+    Block(TRAINING, "SOLVER.LAYER_DECAY", RUN_NET, "PySlowFast", slow=True),
+    Block(TRAINING, "mvitv2_d2.sample", needs="detectron2"),
     Block("docs/video-demo.md", "make demo-video", (*VENV, CHECKOUT), "PySlowFast", slow=True),
     Block(
         "docs/video-demo.md",

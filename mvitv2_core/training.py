@@ -1,0 +1,185 @@
+"""What training needs beside the model, put onto any trainer's model and optimizer from outside.
+
+Trainers know nothing of it: they call the model and ``optimizer.step()`` as ever.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .checks import check_rate, check_whole, refuse
+
+AVERAGE = "_mvitv2_average"  # where a model keeps its average
+ACCUMULATES = "_mvitv2_accumulates"
+# Under this name trainers' files hold it, and ``load_checkpoint(ema=True)`` finds it.
+EMA_KEY = "model_ema"
+
+
+class Average:
+    """An exponential moving average of a model's weights, evaluated in the model's place.
+
+    After the first step it is the weights, after each later one ``decay * average + (1 - decay) *
+    weights``: PyTorch's ``AveragedModel``. Buffers are the model's own. Calls of the model in
+    evaluation mode go to the average, once there is one; in training mode they do not. Its memory
+    is that of the weights once more.
+
+    Args:
+        model: on its device, not wrapped by DistributedDataParallel.
+        optimizer: whose steps it follows; its ``step`` is replaced. ``Accumulation`` comes after.
+        decay: in [0, 1); about 1 - 10 / steps averages over the last tenth of the training.
+
+    Raises:
+        ValueError: a decay out of range, or an optimizer that accumulates already.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, decay: float) -> None:
+        check_rate("EMA decay", decay)
+        if hasattr(optimizer, ACCUMULATES):
+            refuse("optimizer", "given to Average before Accumulation", "the other order")
+        self.model = model
+        self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.averaged.module.__dict__.pop("forward", None)  # of an instance: it calls the original
+        self.averaged.eval().requires_grad_(False)
+        # Not by PyTorch's hook, which runs twice where a step calls its base class's, as that of
+        # detectron2's optimizers that clip.
+        step = optimizer.step
+
+        def step_and_average(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            result = step(*args, **kwargs)
+            self.averaged.update_parameters(model)
+            return result
+
+        optimizer.step = MethodType(step_and_average, optimizer)  # type: ignore[method-assign]
+        forward = model.forward
+
+        def forward_or_average(*args: Any, **kwargs: Any) -> Any:
+            if model.training or not self.started:
+                return forward(*args, **kwargs)
+            return self.averaged.module(*args, **kwargs)
+
+        model.forward = forward_or_average
+        setattr(model, AVERAGE, self)
+
+    @property
+    def started(self) -> bool:
+        """Whether a step has been taken, or an average loaded."""
+        return bool(self.averaged.n_averaged > 0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average under the model's names; before the first step, the weights."""
+        return (self.averaged.module if self.started else self.model).state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a saved average."""
+        self.averaged.module.load_state_dict(state)
+        self.averaged.n_averaged.fill_(1)
+
+
+def average_of(model: nn.Module) -> Average | None:
+    """The average of a model, or of the model that a wrapper's ``module`` is."""
+    return getattr(getattr(model, "module", model), AVERAGE, None)
+
+
+class Accumulation:
+    """Step once in ``steps`` backward passes, by the mean of their gradients.
+
+    The same as one pass over a batch ``steps`` times as large, where the loss is a mean over
+    batches of equal size. Every call of ``optimizer.step()`` adds the gradients, and every
+    ``steps``-th steps; a batch that a GradScaler skips is not counted. It needs memory for one
+    more set of gradients. What has been added since the last step is in no checkpoint.
+
+    Args:
+        optimizer: its ``step`` is replaced, its ``zero_grad`` must be called before each backward
+            pass, as trainers do.
+        steps: positive.
+        clip: clips ``.grad`` of all parameters, before each step.
+
+    Raises:
+        ValueError: steps out of range.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, steps: int, clip: Callable[[], object] | None = None
+    ) -> None:
+        check_whole("gradient accumulation", steps)
+        self.steps, self.clip, self.count = steps, clip, 0
+        self.sums: dict[nn.Parameter, Tensor] = {}
+        self.step = optimizer.step
+
+        def step(optimizer: Optimizer, closure: None = None) -> None:
+            self._add(optimizer)
+            if self.count == self.steps:
+                self._step()
+
+        setattr(optimizer, ACCUMULATES, True)
+        # A method, since PyTorch's schedulers bind what they find there.
+        optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]
+
+    def _add(self, optimizer: Optimizer) -> None:
+        self.count += 1
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if parameter in self.sums:
+                    self.sums[parameter] += parameter.grad
+                else:
+                    self.sums[parameter] = parameter.grad.clone()
+
+    def _step(self) -> None:
+        for parameter, total in self.sums.items():
+            parameter.grad = total.div_(self.steps)
+        self.sums, self.count = {}, 0
+        if self.clip is not None:
+            self.clip()
+        self.step()
+
+
+def train_in_bfloat16(model: nn.Module) -> None:
+    """Let calls in training mode run under bfloat16 autocast, and those in evaluation as before.
+
+    bfloat16 has float32's range, so that no GradScaler is needed; autocast keeps weights,
+    gradients and the optimizer in float32. Works on any device that autocast knows.
+
+    Args:
+        model: its ``forward`` is replaced; calls raise RuntimeError under another autocast, which
+            would take part of the arithmetic.
+    """
+    forward = model.forward
+
+    def forward_in_bfloat16(*args: Any, **kwargs: Any) -> Any:
+        if not model.training:
+            return forward(*args, **kwargs)
+        with bfloat16(next(model.parameters()).device):
+            return forward(*args, **kwargs)
+
+    model.forward = forward_in_bfloat16
+
+
+def bfloat16(device: torch.device) -> torch.autocast:
+    """bfloat16 autocast on a device; RuntimeError where the trainer's own is on already."""
+    if torch.is_autocast_enabled(device.type):
+        raise RuntimeError(
+            "bfloat16: the trainer's own mixed precision must be off (SOLVER.AMP.ENABLED, "
+            "train.amp.enabled, TRAIN.MIXED_PRECISION), got both"
+        )
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def train_deterministically() -> None:
+    """Let this process use deterministic algorithms alone; an operation without one raises.
+
+    The same seed then gives the same weights to the last bit on the same machine. Seeds are the
+    trainers' own. To be called before CUDA is used.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as PyTorch asks of cuBLAS
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)

@@ -1,0 +1,244 @@
+"""Layer decay, average, accumulation and bfloat16 against plain PyTorch arithmetic, in float64."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from mvitv2_core.training import (
+    Accumulation,
+    Average,
+    average_of,
+    train_deterministically,
+    train_in_bfloat16,
+)
+from tests.compare import error
+from tests.loops import KIND, adamw, batches, loss, pair, same, train
+from tests.ranks import start
+from tests.small import small_input, small_model
+
+
+def test_average() -> None:
+    """``decay * average + (1 - decay) * weights``, saved, resumed and evaluated."""
+    ours, plain = pair()
+    optimizer = adamw(ours)
+    average, decay = Average(ours, optimizer, 0.6), 0.6
+    assert average_of(ours) is average and average_of(nn.DataParallel(ours)) is average
+    assert average_of(plain) is None
+    x = small_input(KIND, dtype=torch.float64)
+    assert error(ours.eval()(x), plain.eval()(x)) == 0  # no step yet: the weights themselves
+    by_hand: dict[str, Tensor] = {}
+    other = adamw(plain)
+    for count in range(1, 5):
+        plain.load_state_dict(ours.state_dict())
+        train(ours, optimizer, 1)
+        for name, parameter in ours.named_parameters():
+            value = parameter.detach().clone()
+            by_hand[name] = value if count == 1 else decay * by_hand[name] + (1 - decay) * value
+        for name, value in average.state_dict().items():
+            assert error(value, by_hand[name]) < 1e-14, name
+    plain.load_state_dict(by_hand)
+    assert error(ours.eval()(x), plain.eval()(x)) < 1e-12
+    assert error(ours.eval()(x), ours.train()(x)) > 1e-3  # it is not the weights
+    assert set(ours.state_dict()) == set(plain.state_dict()) == set(average.state_dict())
+    assert len(list(ours.parameters())) == len(list(plain.parameters()))
+
+    resumed = Average(plain, other, decay)
+    resumed.load_state_dict(average.state_dict())
+    plain.load_state_dict(ours.state_dict())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for model, steps in ((ours, optimizer), (plain, other)):
+        train(model, steps, 2)
+    for name, value in average.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    with pytest.raises(ValueError, match=r"EMA decay must be in \[0, 1\), got 1"):
+        Average(plain, other, 1)
+
+
+def test_training_does_not_see_the_average() -> None:
+    ours, plain = pair()
+    optimizer = adamw(ours)
+    Average(ours, optimizer, 0.9)
+    assert train(ours, optimizer, 3) == train(plain, adamw(plain), 3)
+    same(ours, plain, 0)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_accumulation_is_a_larger_batch(clip: bool) -> None:
+    """Three batches a step, six batches: as two steps on three batches together."""
+    ours, plain = pair()
+    optimizer, other = adamw(ours), adamw(plain)
+
+    def clipped(model: nn.Module) -> object:
+        return nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+
+    Accumulation(optimizer, 3, (lambda: clipped(ours)) if clip else None)
+    LambdaLR(optimizer, lambda step: 1.0)  # which binds optimizer.step once more
+    train(ours, optimizer, 5)
+    first = optimizer.state[ours.neck.weight]["step"]
+    assert first == 1  # two batches wait
+    optimizer.zero_grad()
+    *_, sixth = batches(6)
+    loss(ours, sixth).backward()
+    optimizer.step()
+    assert optimizer.state[ours.neck.weight]["step"] == 2
+
+    every = list(batches(6))
+    for three in (every[:3], every[3:]):
+        other.zero_grad()
+        loss(plain, (torch.cat([x for x, _ in three]), torch.cat([y for _, y in three]))).backward()
+        if clip:
+            clipped(plain)
+        other.step()
+    same(ours, plain, 1e-9)
+
+
+def test_accumulation_and_average() -> None:
+    """An average of two steps, not of the four batches."""
+    ours, plain = pair()
+    optimizer, other = adamw(ours), adamw(plain)
+    averages = Average(ours, optimizer, 0.5), Average(plain, other, 0.5)
+    Accumulation(optimizer, 2)
+    train(ours, optimizer, 4)
+    every = list(batches(4))
+    plain.train()
+    for two in (every[:2], every[2:]):
+        other.zero_grad()
+        (sum(loss(plain, batch) for batch in two) / 2).backward()
+        other.step()
+    states = [average.state_dict() for average in averages]
+    assert all(error(value, states[1][name]) < 1e-9 for name, value in states[0].items())
+    with pytest.raises(ValueError, match="must be given to Average before Accumulation"):
+        Average(ours, optimizer, 0.5)
+
+
+def test_accumulation_skips_what_a_scaler_skips() -> None:
+    """Scaled gradients are added unscaled, and a batch with infinite ones is left out."""
+    ours, plain = pair()
+    ours, plain = ours.float(), plain.float()
+    optimizer, other = adamw(ours), adamw(plain)
+    Accumulation(optimizer, 2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step, (x, y) in enumerate(batches(3)):
+        optimizer.zero_grad()
+        value = loss(ours, (x.float(), y))
+        scaler.scale(value * (float("inf") if step == 1 else 1)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    other.zero_grad()
+    first, _, third = ((x.float(), y) for x, y in batches(3))
+    ((loss(plain, first) + loss(plain, third)) / 2).backward()
+    other.step()
+    assert optimizer.state[ours.neck.weight]["step"] == 1
+    for ours_p, plain_p in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours_p, plain_p, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, True])
+def test_accumulation_is_counted_in_batches(steps: object) -> None:
+    with pytest.raises(ValueError, match="gradient accumulation must be a positive whole number"):
+        Accumulation(adamw(nn.Linear(1, 1)), steps)  # type: ignore[arg-type]
+
+
+def test_bfloat16() -> None:
+    """PyTorch's own autocast around a plain loop, bit for bit; evaluation as without."""
+    ours, plain = (model.float() for model in pair())
+    reference = copy.deepcopy(plain).eval()
+    train_in_bfloat16(ours)
+    optimizer, other = adamw(ours), adamw(plain)
+    for x, y in batches(3):
+        optimizer.zero_grad()
+        output = ours.train()(x.float())
+        assert output.dtype == torch.bfloat16
+        nn.functional.cross_entropy(output.float(), y).backward()
+        optimizer.step()
+        other.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            expected = plain.train()(x.float())
+        nn.functional.cross_entropy(expected.float(), y).backward()
+        other.step()
+        assert torch.equal(output, expected)
+    same(ours, plain, 0)
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in ours.parameters())
+    x = small_input(KIND)
+    assert torch.equal(ours.eval()(x), plain.eval()(x)) and ours.eval()(x).dtype == torch.float32
+    off = reference.train()(x)
+    ours.load_state_dict(reference.state_dict())
+    assert 1e-4 < error(ours.train()(x).float(), off) < 0.1  # it is not float32's arithmetic
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(RuntimeError, match="trainer's own mixed precision must be off"),
+    ):
+        ours.train()(x)
+
+
+def test_bfloat16_and_average() -> None:
+    """In either order the average is evaluated, in float32."""
+    results = []
+    for first in ("average", "bfloat16"):
+        model = pair()[0].float()
+        optimizer = adamw(model)
+        if first == "bfloat16":
+            train_in_bfloat16(model)
+        average = Average(model, optimizer, 0.5)
+        if first == "average":
+            train_in_bfloat16(model)
+        for x, y in batches(2):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model.train()(x.float()).float(), y).backward()
+            optimizer.step()
+        plain = pair()[1].float().eval()
+        plain.load_state_dict(average.state_dict())
+        x = small_input(KIND)
+        assert torch.equal(model.eval()(x), plain(x))
+        results.append(model.eval()(x))
+    assert torch.equal(*results)
+
+
+def test_deterministic_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        train_deterministically()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark
+        runs = []
+        for _ in range(2):
+            model = pair()[0]
+            runs.append(train(model, adamw(model), 2))
+        assert runs[0] == runs[1]
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@pytest.mark.slow
+def test_on_two_ranks(tmp_path: Path) -> None:
+    """Under DistributedDataParallel: all ranks keep the average that one process would."""
+    (worst,) = start(tmp_path, "tests.core.training_ranks:trained:2", timeout=200)
+    assert worst < 1e-9
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_alike() -> None:
+    """``compile=True`` and off: the same losses, with the average copied and evaluated."""
+    losses = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        model = small_model(KIND).double()
+        if compile:
+            for block in model.blocks:
+                block.compile(backend="eager")
+        optimizer = adamw(model)
+        average = Average(model, optimizer, 0.5)
+        losses.append(train(model, optimizer, 2))
+        plain = small_model(KIND).double().eval()
+        plain.load_state_dict(average.state_dict())
+        x = small_input(KIND, dtype=torch.float64)
+        assert error(model.eval()(x), plain(x)) < 1e-12
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
