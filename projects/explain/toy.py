@@ -153,17 +153,20 @@ def measure(model: MViTClassifier, count: int = 200, seed: int = 1_000_000) -> d
 
 
 def picture(model: MViTClassifier, target: Path, seed: int = 7, count: int = 6) -> None:
-    """Rows of pictures, Grad-CAM, attention of the last block, rollout."""
+    """Rows of pictures, of both gradient methods at stage 1, attention of block 2, rollout."""
     from matplotlib.figure import Figure
 
     images, labels, _ = draw(np.random.default_rng(seed), count)
     query = "cls" if model.config.cls_token else "mean"
-    cams = grad_cam(model, images, labels)
-    last = attention_maps(model, images, -1, [query]).grid[:, 0].mean(dim=1)
-    rows = {"Grad-CAM": cams, "attention, last block": last}
-    rows["rollout"] = attention_rollout(model, images)
-    figure = Figure(figsize=(1.6 * count, 6.6), layout="constrained")
-    axes = figure.subplots(4, count)
+    block = stage_block(model, 0)
+    rows = {
+        "Grad-CAM": grad_cam(model, images, labels, block),
+        "HiResCAM": grad_cam(model, images, labels, block, per_cell=True),
+        "attention": attention_maps(model, images, 2, [query]).grid[:, 0].mean(dim=1),
+        "rollout": attention_rollout(model, images),
+    }
+    figure = Figure(figsize=(1.6 * count, 8.2), layout="constrained")
+    axes = figure.subplots(5, count)
     for column in range(count):
         pixels = ((images[column] + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()
         axes[0][column].imshow(pixels)
