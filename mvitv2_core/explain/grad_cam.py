@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import islice
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import check_flag, is_whole, refuse
@@ -81,11 +80,23 @@ def stage_block(model: MViT, stage: int) -> int:
 
 
 def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, *grid) maps -> (B, *size), linear between the cells' centres."""
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
+    """(B, *grid) maps -> (B, *size), linear between the cells' centres.
+
+    Kernels are odd and padded by half, so that cell ``i`` sees pixels round ``i * reduction``, and
+    not round the middle of a tile: a map drawn as tiles lies half a cell too far right and down.
+    The reduction is taken to be ``size / grid``, rounded up.
+    """
     if maps.ndim == len(size) + 2 and maps.shape[1] == 1:  # stills on a grid with a time axis
         maps = maps[:, 0]
-    return F.interpolate(maps[:, None], tuple(size), mode=mode, align_corners=False)[:, 0]
+    for axis, (pixels, cells) in enumerate(zip(size, maps.shape[1:], strict=True), 1):
+        places = torch.arange(pixels, device=maps.device, dtype=maps.dtype)
+        places = (places / -(-pixels // cells)).clamp(max=cells - 1)
+        before = places.long()
+        after = (before + 1).clamp(max=cells - 1)
+        rest = (places - before).view(-1, *[1] * (maps.ndim - 1 - axis))
+        first, second = maps.index_select(axis, before), maps.index_select(axis, after)
+        maps = first * (1 - rest) + second * rest
+    return maps
 
 
 def _classes(target: Tensor | int, logits: Tensor) -> Tensor:

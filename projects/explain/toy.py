@@ -29,8 +29,7 @@ from projects.video.scenes import box, draw_background, draw_look, paint
 CLASSES = ("disc", "triangle", "plus", "ring")
 SIZE, SPOTS, SPREAD = 64, 14, 0.28
 DEPTHS, WIDTH = (2, 2), 32
-KINDS = ("mean", "class token", "windows")
-WINDOWS = (4, 4, 4, 2)  # of each block, 16 pixels wide: what a cell says stays near it
+KINDS = ("mean", "class token")
 BATCH, RATE = 32, 2e-3
 
 
@@ -75,9 +74,7 @@ def spot(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def build(kind: str) -> MViTClassifier:
     """Two stages of two blocks, grids of 16 x 16 and 8 x 8; ``kind`` is one of KINDS."""
-    rows = stage_rows(DEPTHS, WIDTH, 1, (2, 2) if kind == "windows" else (4, 4))
-    if kind == "windows":
-        rows = [row._replace(window_size=n) for row, n in zip(rows, WINDOWS, strict=True)]
+    rows = stage_rows(DEPTHS, WIDTH, 1, (4, 4))
     config = MViTConfig.variant(
         "T", (SIZE, SIZE), num_classes=len(CLASSES), cls_token=kind == "class token"
     )
@@ -107,20 +104,20 @@ def train(kind: str, steps: int, seed: int = 0, quiet: bool = False) -> MViTClas
 
 
 def on_object(maps: Tensor, boxes: Tensor) -> float:
-    """In what share of (B, h, w) maps the strongest cell's centre lies in the object's box."""
+    """In what share of (B, h, w) maps the strongest cell's centre lies in the object's box.
+
+    The centre of what the kernels of patch embedding and pools see, as in ``enlarge``.
+    """
     height, width = maps.shape[1:]
     best = maps.flatten(1).argmax(dim=1)
-    x, y = (best % width + 0.5) / width, (best // width + 0.5) / height
+    x, y = (best % width) / width + 0.5 / SIZE, (best // width) / height + 0.5 / SIZE
     x1, y1, x2, y2 = boxes.unbind(1)
     return ((x > x1) & (x < x2) & (y > y1) & (y < y2)).double().mean().item()
 
 
 def share(maps: Tensor, boxes: Tensor) -> tuple[float, float]:
-    """Mean share of (B, h, w) maps inside the boxes, and that of the boxes' area.
-
-    A map counts as even within each of its cells.
-    """
-    fine = F.interpolate(maps[:, None], (SIZE, SIZE), mode="nearest")[:, 0]
+    """Mean share of (B, h, w) maps, enlarged, inside the boxes, and that of the boxes' area."""
+    fine = enlarge(maps, (SIZE, SIZE))
     centres = (torch.arange(SIZE) + 0.5) / SIZE
     x1, y1, x2, y2 = (side[:, None] for side in boxes.unbind(1))
     across, down = (centres > x1) & (centres < x2), (centres > y1) & (centres < y2)
@@ -156,17 +153,20 @@ def measure(model: MViTClassifier, count: int = 200, seed: int = 1_000_000) -> d
 
 
 def picture(model: MViTClassifier, target: Path, seed: int = 7, count: int = 6) -> None:
-    """Rows of pictures, Grad-CAM, attention of the last block, rollout."""
+    """Rows of pictures, of both gradient methods at stage 1, attention of block 2, rollout."""
     from matplotlib.figure import Figure
 
     images, labels, _ = draw(np.random.default_rng(seed), count)
     query = "cls" if model.config.cls_token else "mean"
-    cams = grad_cam(model, images, labels)
-    last = attention_maps(model, images, -1, [query]).grid[:, 0].mean(dim=1)
-    rows = {"Grad-CAM": cams, "attention, last block": last}
-    rows["rollout"] = attention_rollout(model, images)
-    figure = Figure(figsize=(1.6 * count, 6.6), layout="constrained")
-    axes = figure.subplots(4, count)
+    block = stage_block(model, 0)
+    rows = {
+        "Grad-CAM": grad_cam(model, images, labels, block),
+        "HiResCAM": grad_cam(model, images, labels, block, per_cell=True),
+        "attention": attention_maps(model, images, 2, [query]).grid[:, 0].mean(dim=1),
+        "rollout": attention_rollout(model, images),
+    }
+    figure = Figure(figsize=(1.6 * count, 8.2), layout="constrained")
+    axes = figure.subplots(5, count)
     for column in range(count):
         pixels = ((images[column] + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()
         axes[0][column].imshow(pixels)

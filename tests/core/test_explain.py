@@ -325,7 +325,29 @@ def test_grad_cam_takes_the_likeliest() -> None:
 
 
 def test_enlarge() -> None:
-    maps = torch.arange(4.0).view(1, 2, 2)
-    assert torch.equal(enlarge(maps, (2, 2)), maps) and enlarge(maps, (8, 6)).shape == (1, 8, 6)
+    """Cell i lies at pixel ``i * reduction``, where its kernels have their centre."""
+    maps = torch.tensor([[[0.0, 1.0], [2.0, 3.0]]])
+    assert torch.equal(enlarge(maps, (2, 2)), maps)
+    row = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0])
+    assert torch.equal(enlarge(maps, (8, 8))[0, 0], row)
+    assert torch.equal(enlarge(maps, (8, 8))[0, 4], row + 2)
     assert enlarge(maps[:, None], (8, 6)).shape == (1, 8, 6)  # stills on a grid with time
     assert enlarge(maps[:, None], (4, 8, 6)).shape == (1, 4, 8, 6)
+
+
+@pytest.mark.parametrize("cell", [(2, 3), (4, 5)])
+def test_where_a_cell_looks(cell: tuple[int, int]) -> None:
+    """Without attention, what a cell sees of the image lies evenly round ``cell * reduction``."""
+    model = small_model("image").double().eval()
+    for block in model.blocks:
+        nn.init.zeros_(block.attn.proj.weight)
+    x = torch.zeros(1, 3, 96, 96, dtype=F64, requires_grad=True)
+    tokens, thw = model.tokens(torch.randn(1, 3, 96, 96, dtype=F64) + x)
+    seen = torch.zeros(96, 96, dtype=F64)
+    for channel in range(tokens.shape[-1]):
+        value = tokens.unflatten(1, thw)[0, cell[0], cell[1], channel]
+        seen += torch.autograd.grad(value, x, retain_graph=True)[0][0].abs().sum(dim=0)
+    rows, columns = seen.sum(dim=1).nonzero(), seen.sum(dim=0).nonzero()
+    reduction = model.feature_info.reduction()[-1]
+    middle = [(span.min() + span.max()).item() / 2 for span in (rows, columns)]
+    assert all(abs(m - c * reduction) <= 1 for m, c in zip(middle, cell, strict=True))
