@@ -55,16 +55,18 @@ def always(*_: Any) -> bool:
 
 
 def no_positions(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_: Any) -> bool:
-    return not terms
+    return len(terms) == 0  # `not terms` breaks graphs of PyTorch 2.6
 
 
 def positions(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_: Any) -> bool:
-    """But of a program exported for any size: bounds and chunks would tie it to its example's."""
-    return bool(terms) and not sizes.open_sizes(q.shape[1], k.shape[1])
+    """Chunks would tie a program exported for any size to its example's."""
+    return len(terms) > 0 and not sizes.open_sizes(q.shape[1], k.shape[1])
 
 
 def fused_heads_fit(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_: Any) -> bool:
     """Positions fit beside a head's channels into fused kernels; CPUs in eager mode have better."""
+    if plain.open_sizes(q.shape[1], k.shape[1]):
+        return False
     channels = q.shape[-1] + sum(term.shape[-1] for term in terms)
     on_cpu = q.device.type == "cpu" and eager()
     return channels <= attention_folded.MAX_HEAD_DIM and not on_cpu

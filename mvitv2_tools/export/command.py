@@ -106,7 +106,7 @@ def check(options: Any) -> None:
             raise ValueError("--compile is for .pt2: onnxruntime compiles a file when it opens it")
         if options.precision == "bfloat16":
             raise ValueError(
-                "--precision bfloat16 is for .pt2: onnxruntime's CPU has no convolution of it"
+                "--precision bfloat16 is for .pt2: onnxruntime's CPU has no matrix product of it"
             )
         check_packages()
     elif options.compile:
