@@ -24,10 +24,12 @@ PAGES = {
     "projects/benchmark/README.md": "benchmark.md",
     "projects/detection/README.md": "detection-recipes.md",
     "tests/README.md": "tests.md",
-    "README.md": "index.md",
 }
+ALSO = {**PAGES, "README.md": "index.md"}  # the site's first page says what README says
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\(([^)\s]+)\)")
+
+BARE = re.compile(r"<(https://[^>\s]+/([^/>\s]+))>")  # a file's long address, by the file's name
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -50,12 +52,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return f"{mark}[{text}]({to}{'#' + anchor if anchor else ''})" if to else text
 
     parts = FENCE.split(markdown)  # every second one is a fenced block
-    return "".join(part if index % 2 else LINK.sub(turned, part) for index, part in enumerate(parts))
+    parts[::2] = [BARE.sub(r"[\2](\1)", LINK.sub(turned, part)) for part in parts[::2]]
+    return "".join(parts)
 
 
 def link(path: str, page: str, config: Any) -> str:
     """From a page of the site to a file of the repository; "" where it cannot be had."""
-    inside = PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else "")
+    inside = ALSO.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else "")
     if inside and not inside.endswith(".py"):
         return posixpath.relpath(inside, posixpath.dirname(page) or ".")
     return f"{config.repo_url.rstrip('/')}/blob/main/{path}" if config.repo_url else ""
