@@ -29,6 +29,7 @@ ALSO = {**PAGES, "README.md": "index.md"}  # the site's first page says what REA
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\(([^)\s]+)\)")
 
+LIST = re.compile(r"([-*]|\d+\.) ")
 BARE = re.compile(r"<(https://[^>\s]+/([^/>\s]+))>")  # a file's long address, by the file's name
 
 
@@ -52,8 +53,20 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return f"{mark}[{text}]({to}{'#' + anchor if anchor else ''})" if to else text
 
     parts = FENCE.split(markdown)  # every second one is a fenced block
-    parts[::2] = [BARE.sub(r"[\2](\1)", LINK.sub(turned, part)) for part in parts[::2]]
+    parts[::2] = [BARE.sub(r"[\2](\1)", LINK.sub(turned, set_off(part))) for part in parts[::2]]
     return "".join(parts)
+
+
+def set_off(text: str) -> str:
+    """A blank line before each list and table: code hosts need none, the site's parser does."""
+    lines = text.split("\n")
+    for index in range(len(lines) - 1, 0, -1):
+        before = lines[index - 1]
+        begins = LIST.match(lines[index]) and not (LIST.match(before) or before.startswith(" "))
+        begins = begins or (lines[index].startswith("|") and not before.startswith("|"))
+        if begins and (before.strip() or index == 1):  # text begins at the end of a fence
+            lines.insert(index, "")
+    return "\n".join(lines)
 
 
 def link(path: str, page: str, config: Any) -> str:

@@ -74,6 +74,7 @@ BLOCKS = [
     Block("docs/install.md", "pip install --no-build-isolation", needs=NETWORK),
     Block("docs/install.md", "mvitv2 --version", slow=True),
     Block("docs/install.md", "mvitv2_core.__version__"),
+    Block("docs/platforms.md", "pip-audit", needs=NETWORK),
     Block("docs/demo.md", "make demo\n", (("demo\n", 'demo DEMO="$DEMO"\n'), *VENV), slow=True),
     Block("docs/demo.md", "mvitv2 predict outputs/demo", needs=TRAINED),
     Block("docs/images.md", 'list_models("*tiny*")'),

@@ -109,5 +109,6 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     for page in tmp_path.rglob("*.html"):
         for asked in re.findall(r'<(?:script|img|iframe)[^>]* src="([^"]+)"', page.read_text()):
             assert not asked.startswith(("http:", "https:", "//")), (page.name, asked)
+        assert "| ---" not in page.read_text(), f"{page.name}: a table that is not one"
     shown = (tmp_path / "api/models.html").read_text()
     assert "mvitv2_core.create_model" in shown and "Raises:" in shown
