@@ -57,15 +57,13 @@ CHECKOUT = ("/path/to/SlowFast", "$SF")
 PHOTO = ("photo.jpg", "docs/images/demo_predictions.png")
 TRAINED = "needs what make demo and make demo-video leave behind"
 VENV = (("make ", f"make VENV={sys.prefix} "),)
-OFFICIAL = (
-    PHOTO,
-    ("outputs/demo datasets/toy_shapes/val --out out", f"mvitv2_tiny_in1k {PHOTO[1]}"),
-)
-SCALED = ("32, 128, 160", "32, 32, 32")  # a small input of the same rank
-MACHINES = ((" --num-machines 2 --machine-rank 0 --dist-url tcp://FIRST_MACHINE:29500", ""),)
+HERE = (".venv/", f"{sys.prefix}/")
+TOYS = ("outputs/demo datasets/toy_shapes/val --out out", f"mvitv2_tiny_in1k {PHOTO[1]}")
+SMALL = ("32, 128, 160", "32, 32, 32")  # an input of the same rank
+ALONE = (" --num-machines 2 --machine-rank 0 --dist-url tcp://FIRST_MACHINE:29500", "")
 BLOCKS = [
     Block("README.md", "make demo\n", needs="needs no test: it is that of docs/demo.md"),
-    Block("README.md", "mvitv2 predict outputs/demo", OFFICIAL),
+    Block("README.md", "mvitv2 predict outputs/demo", (HERE, TOYS, PHOTO)),
     Block("README.md", "create_transform(model.info)", (PHOTO,)),
     Block("README.md", "pip install -e '.[predict]'", needs=NETWORK),
     Block("docs/index.md", "create_transform(model.info)", (PHOTO,), slow=True),
@@ -79,7 +77,7 @@ BLOCKS = [
     Block("docs/demo.md", "mvitv2 predict outputs/demo", needs=TRAINED),
     Block("docs/images.md", 'list_models("*tiny*")'),
     Block("docs/images.md", "topk(5)", (PHOTO,), slow=True),
-    Block("docs/images.md", "frames=32", (SCALED,)),
+    Block("docs/images.md", "frames=32", (SMALL,)),
     Block("docs/images.md", "cross_entropy"),
     Block("docs/images.md", "MViTConfig.variant"),
     Block("docs/images.md", "mvitv2 cost T", slow=True),
@@ -95,14 +93,14 @@ BLOCKS = [
         needs="PySlowFast",
     ),
     Block("docs/weights.md", 'allow_new=("head",)'),
-    Block("docs/machines.md", "lazyconfig_train_net", (*MACHINES, *CHECK), "detectron2", slow=True),
+    Block("docs/machines.md", "lazyconfig_train_net", (ALONE, *CHECK), "detectron2", slow=True),
     Block("docs/machines.md", "--num_shards 2", RUN_NET, "PySlowFast", slow=True),
     Block("docs/machines.md", "torchrun", needs="needs several machines and a program of yours"),
     Block("docs/detectron2.md", "from detectron2 import model_zoo", needs="detectron2"),
     Block(
         "docs/detectron2.md",
         "toy_mask_rcnn_mvitv2.py train.max_iter=100",
-        ((".venv/", f"{sys.prefix}/"), ("train.max_iter=100", QUICK)),
+        (HERE, ("train.max_iter=100", QUICK)),
         needs="detectron2",
     ),
     Block("docs/detectron2.md", "_BASE_: configs/COCO/Base-MViTv2-FPN.yaml", needs="detectron2"),
