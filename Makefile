@@ -5,7 +5,7 @@
 #              PySlowFast's own MViT too with PYSLOWFAST_ROOT=/path/to/SlowFast)
 # make test    set up, run the tests
 # make test-matrix  the tests on other versions of Python and torch, each in an environment of its
-#              own (MATRIX="3.10:2.4.1:0.19.1" for some of them: Python, torch, torchvision)
+#              own (MATRIX="3.10:2.6.0:0.21.0" for some of them: Python, torch, torchvision)
 # make soak    set up, run the long fault-injection runs (SOAK="-k sizes" for some of them)
 # make lint    set up, run ruff and mypy
 # make docs    set up, build the site into outputs/site; a warning is an error

@@ -5,7 +5,7 @@
 set -u
 cd "$(dirname "$0")/.."
 # The oldest torch of pyproject.toml, and the newest that the checks run on.
-ROWS=${MATRIX:-"3.10:2.4.1:0.19.1 3.12:2.4.1:0.19.1 3.10:2.14.1:0.29.1 3.11:2.14.1:0.29.1
+ROWS=${MATRIX:-"3.10:2.6.0:0.21.0 3.12:2.6.0:0.21.0 3.10:2.14.1:0.29.1 3.11:2.14.1:0.29.1
     3.12:2.14.1:0.29.1 3.13:2.14.1:0.29.1 3.14:2.14.1:0.29.1"}
 # Core, checkpoints and the detectron2 adapter; what else there is does not depend on versions.
 TESTS=${TEST:-"tests/core tests/d2"}
