@@ -23,14 +23,17 @@ from mvitv2_d2.stages import layout_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 BLUE, ORANGE, GREY, PALE = "#3b6ea8", "#d08a2e", "#6b6b6b", "#eef3f9"
-# What one box of the house holds; the order is that of reading. Others stand for themselves.
-ROOMS = {
+# What one box of the house holds, in the order of reading.
+TEXTS = {
     "projects": "projects/\nwhat a person runs",
     "mvitv2_d2": "mvitv2_d2\ndetectron2's Backbone",
     "mvitv2_slowfast": "mvitv2_slowfast\nPySlowFast's model, launcher",
     "mvitv2_tools": "mvitv2_tools\nanswers from files",
     "models": "models.py\nmodels by name",
     "cli": "cli.py\nthe command",
+    "path_manager": "path_manager.py\nmvitv2:// paths",
+    "explain": "explain/\nwhere a model looks",
+    "features": "features.py\nbetween the stages",
     "checkpoint": "checkpoint/\nfiles, names, weights",
     "cost": "cost.py\nparameters, FLOPs",
     "model": "model.py\nMViT, MViTClassifier",
@@ -45,11 +48,18 @@ ROOMS = {
     "rows": "rows.py\npublished sizes",
     "checks": "checks.py",
 }
+CORE = ROOT / "mvitv2_core"
+ROOMS = {
+    room: text
+    for room, text in TEXTS.items()
+    if (CORE / room).exists() or (CORE / f"{room}.py").exists() or (ROOT / room).exists()
+}
 # (x, y) of each room's middle, in the house's own units.
 PLACES = {
     **{"projects": (2.6, 9.2), "mvitv2_tools": (6.6, 9.2)},
     **{"mvitv2_d2": (1.5, 8), "mvitv2_slowfast": (4.1, 8)},
-    **{"models": (6.6, 6.7), "cli": (8.9, 6.7), "checkpoint": (2.6, 5.7), "cost": (8.9, 5.7)},
+    **{"path_manager": (2.6, 6.7), "models": (6.9, 6.7), "cli": (9.1, 6.7)},
+    **{"checkpoint": (2.6, 5.7), "explain": (4.9, 5.7), "cost": (9.1, 5.7), "features": (5.2, 4.6)},
     **{"model": (2.6, 4.6), "block": (2.6, 3.7), "attention": (2.6, 2.8)},
     **{"ops": (2.6, 1.7), "forms": (2.6, 0.8), "fast": (2.6, -0.1)},
     **{"plain": (5.6, -0.1), "rel_pos": (2.6, -1.0)},
@@ -136,14 +146,14 @@ def without_detours(found: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 def draw_house() -> Figure:
-    axes = blank((8.4, 8.2), (0.1, 10.3), (-1.6, 9.7))
-    axes.add_patch(Rectangle((0.3, -1.5), 9.9, 8.75, facecolor="#f7f7f7", edgecolor="#cccccc"))
-    axes.text(10.05, 0.2, "mvitv2_core: torch alone", ha="right", fontsize=9, color=GREY)
+    axes = blank((8.4, 8.2), (0.1, 10.5), (-1.6, 9.7))
+    axes.add_patch(Rectangle((0.3, -1.5), 10.1, 8.75, facecolor="#f7f7f7", edgecolor="#cccccc"))
+    axes.text(10.25, 0.2, "mvitv2_core: torch alone", ha="right", fontsize=9, color=GREY)
     for a, b in sorted(without_detours(edges())):
         (ax, ay), (bx, by) = PLACES[a], PLACES[b]
         if ay == by:  # from side to side
-            side = 1 if bx > ax else -1
-            arrow(axes, (ax + side * 1.02, ay), (bx - side * 1.02, by))
+            half = (1.02 if ay < 7.2 else 1.22) * (1 if bx > ax else -1)
+            arrow(axes, (ax + half, ay), (bx - half, by))
         else:
             reach = 0.35 if bx > ax else -0.35 if bx < ax else 0
             arrow(axes, (ax + reach, ay - 0.32), (bx - reach, by + 0.32))
