@@ -113,4 +113,5 @@ def test_packages_say_that_they_are_typed(project: dict) -> None:
 def test_every_recipe_is_in_the_wheel(project: dict) -> None:
     folders = {f"configs/{folder.name}" for folder in (ROOT / "configs").iterdir()}
     data = project["tool"]["setuptools"]["data-files"].values()
-    assert {pattern.removesuffix("/*") for patterns in data for pattern in patterns} == folders
+    named = {pattern.removesuffix("/*") for patterns in data for pattern in patterns}
+    assert {name for name in named if name.startswith("configs/")} == folders
