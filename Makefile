@@ -5,11 +5,14 @@
 #                   (videos too with PYSLOWFAST_ROOT)
 # make bench   set up, measure ours against every installed peer (BENCH="--scaling", ...;
 #              PySlowFast's own MViT too with PYSLOWFAST_ROOT=/path/to/SlowFast)
-# make figures set up, make the documents' tables and pictures from the results kept by
-#              make bench BENCH="--keep cpu"
 # make test    set up, run the tests
+# make test-matrix  the tests on other versions of Python and torch, each in an environment of its
+#              own (MATRIX="3.10:2.6.0:0.21.0" for some of them: Python, torch, torchvision)
 # make soak    set up, run the long fault-injection runs (SOAK="-k sizes" for some of them)
 # make lint    set up, run ruff and mypy
+# make docs    set up, build the site into outputs/site; a warning is an error
+# make figures set up, draw the figures of the documents anew, and make their tables from the
+#              results that make bench BENCH="--keep cpu" keeps
 # make setup   .venv with torch, detectron2 and this package, in editable mode
 # make setup-video  .venv with what the video demo needs, without detectron2
 # make clean   remove caches, outputs and the toy data; the .venv stays
@@ -38,7 +41,8 @@ else
 READY := $(BIN)/python
 endif
 
-.PHONY: demo demo-video demo-own bench figures test soak lint setup setup-video clean
+.PHONY: demo demo-video demo-own bench figures test test-matrix soak lint docs setup setup-video
+.PHONY: clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -47,9 +51,6 @@ demo: $(READY)
 # Without detectron2: the video path does not need it.
 demo-video: setup-video
 	$(BIN)/python -m projects.video.demo $(DEMO)
-
-figures: $(READY)
-	$(BIN)/python -m projects.benchmark.figures
 
 demo-own: $(READY)
 	$(BIN)/python -m projects.own_data.demo $(DEMO)
@@ -64,6 +65,10 @@ test: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 test: $(READY)
 	$(BIN)/python -m pytest -q $(JOBS) $(TEST)
 
+# Makes its own environments.
+test-matrix:
+	tests/matrix.sh
+
 soak: $(READY)
 	$(BIN)/python -m pytest -q -m soak $(SOAK)
 
@@ -72,15 +77,25 @@ lint: $(READY)
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
+docs: $(READY)
+	@$(BIN)/python -c 'import mkdocs, material, mkdocstrings' 2>/dev/null || \
+		$(BIN)/python -m pip install -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+figures: $(READY)
+	$(BIN)/python docs/figures.py
+	$(BIN)/python -m projects.benchmark.figures
+
 setup: $(READY)
 
 setup-video: $(firstword $(READY))
 
-$(STAMPS)/torch: requirements/torch.txt
+TORCH := requirements/torch.txt
+$(STAMPS)/torch: $(TORCH)
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), sys.version' || \
 		{ echo "PYTHON=$(PYTHON) must be Python 3.10 or newer"; exit 1; }
 	$(PYTHON) -m venv $(OWN_VENV)
-	$(BIN)/python -m pip install -r requirements/torch.txt
+	$(BIN)/python -m pip install -r $(TORCH)
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/package: pyproject.toml $(STAMPS)/torch

@@ -17,6 +17,8 @@ from .models import create_model, list_models
 from .rows import VARIANTS
 from .transforms import create_transform
 
+__version__ = "0.2.0"
+
 __all__ = [
     "VARIANTS",
     "BlockSpec",

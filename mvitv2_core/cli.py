@@ -8,10 +8,11 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from . import __version__
 from .checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Look into, convert, inflate and compare MViTv2 checkpoints; count a model's "
         "cost.",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     for command in sorted(entry_points(group=COMMANDS)):
         command.load()(commands)
@@ -152,13 +153,6 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("--size", type=_size, default=(224, 224), help="224 (the default), 224x320")
     cost.add_argument("--classes", type=int, default=1000, help="default 1000")
     return parser
-
-
-def _version() -> str:
-    try:
-        return version("mvitv2")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _add_files(command: Any) -> None:

@@ -65,7 +65,7 @@ def positions(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_: Any)
 
 def fused_heads_fit(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], *_: Any) -> bool:
     """Positions fit beside a head's channels into fused kernels; CPUs in eager mode have better."""
-    if plain.open_sizes(q.shape[1], k.shape[1]):
+    if sizes.open_sizes(q.shape[1], k.shape[1]):
         return False
     channels = q.shape[-1] + sum(term.shape[-1] for term in terms)
     on_cpu = q.device.type == "cpu" and eager()

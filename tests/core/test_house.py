@@ -241,7 +241,7 @@ def test_private_names_of_pytorch_may_go(
             if owner is torch.ops.aten:
                 patch.setattr(owner, name, None)
             else:
-                patch.delattr(owner, name)
+                patch.delattr(owner, name, raising=False)  # releases have lost some
             model.zero_grad()
             got = model(x)
             if owner is torch.ops.aten:

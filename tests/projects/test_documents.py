@@ -18,9 +18,9 @@ from tests.projects.own_pages import OWN_BLOCKS, own_data
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*(ROOT / name for name in ("README.md", "MODEL_ZOO.md", "CONTRIBUTING.md"))]
-PAGES += [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("projects/*/README.md"))]
+PAGES += [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("projects/*/README.md"))]
 PACKAGES = ("mvitv2_core", "mvitv2_d2", "mvitv2_slowfast", "mvitv2_tools")
-SHELL, OUTPUTS = ("", "sh", "bash"), ("text", "mermaid")
+SHELL, OUTPUTS = ("", "sh", "bash"), ("text",)
 TRAINER = "$(python projects/detection/find_tools.py lazyconfig_train_net.py)"
 YAML_TRAINER = "$(python projects/detection/find_tools.py train_net.py)"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -63,37 +63,34 @@ MADE = (("import json\n", "import json\nfrom tests.tools.exported import made\n"
 MADE += (('"tiny.onnx"', 'made("tiny.onnx")'), ('"tiny.pt2"', 'made("tiny.pt2")'))
 MADE += (('"compiled.pt2"', 'made("compiled.pt2", True)'),)
 VENV = (("make ", f"make VENV={sys.prefix} "),)
+HERE = (".venv/", f"{sys.prefix}/")
+TOYS = ("outputs/demo datasets/toy_shapes/val --out out", f"mvitv2_tiny_in1k {PHOTO[1]}")
+SMALL = ("32, 128, 160", "32, 32, 32")  # an input of the same rank
+ALONE = (" --num-machines 2 --machine-rank 0 --dist-url tcp://FIRST_MACHINE:29500", "")
 BLOCKS = [
+    Block("README.md", "make demo\n", needs="needs no test: it is that of docs/demo.md"),
+    Block("README.md", "mvitv2 predict outputs/demo", (HERE, TOYS, PHOTO)),
     Block("README.md", "create_transform(model.info)", (PHOTO,)),
+    Block("README.md", "pip install -e '.[predict]'", needs=NETWORK),
+    Block("docs/index.md", "create_transform(model.info)", (PHOTO,), slow=True),
+    Block("docs/install.md", "make setup\n", needs=NETWORK),
+    Block("docs/install.md", "pip install -e '.[detectron2]'", needs=NETWORK),
+    Block("docs/install.md", "pip install --no-build-isolation", needs=NETWORK),
+    Block("docs/install.md", "mvitv2 --version", slow=True),
+    Block("docs/install.md", "mvitv2_core.__version__"),
+    Block("docs/platforms.md", "pip-audit", needs=NETWORK),
+    Block("docs/demo.md", "make demo\n", (("demo\n", 'demo DEMO="$DEMO"\n'), *VENV), slow=True),
+    Block("docs/demo.md", "mvitv2 predict outputs/demo", needs=TRAINED),
+    Block("docs/images.md", 'list_models("*tiny*")'),
+    Block("docs/images.md", "topk(5)", (PHOTO,), slow=True),
+    Block("docs/images.md", "frames=32", (SMALL,)),
+    Block("docs/images.md", "cross_entropy"),
+    Block("docs/images.md", "MViTConfig.variant"),
+    Block("docs/images.md", "mvitv2 cost T", slow=True),
+    Block("docs/faq.md", "image_model, clip_model"),
+    Block("docs/faq.md", 'weights="mvitv2_tiny_in1k"', slow=True),
     Block(
-        "README.md",
-        "mvitv2 predict",
-        (PHOTO, ("outputs/demo datasets/toy_shapes/val --out out", f"mvitv2_tiny_in1k {PHOTO[1]}")),
-    ),
-    Block("README.md", "make demo\n", (("demo\n", 'demo DEMO="$DEMO"\n'), *VENV), slow=True),
-    Block("README.md", "make test\n", needs=SUITE),
-    Block("README.md", "pip install -e '.[detectron2]'", needs=NETWORK),
-    Block("README.md", "pip install --no-build-isolation", needs=NETWORK),
-    Block("README.md", "from detectron2 import model_zoo", needs="detectron2"),
-    Block(
-        "README.md",
-        "toy_mask_rcnn_mvitv2.py train.max_iter=100",
-        ((".venv/", f"{sys.prefix}/"), ("train.max_iter=100", QUICK)),
-        needs="detectron2",
-    ),
-    Block("README.md", "_BASE_: configs/COCO/Base-MViTv2-FPN.yaml", needs="detectron2"),
-    Block(
-        "README.md",
-        "projects.detection.toy_env",
-        (("SOLVER.MAX_ITER 100", SHORT),),
-        needs="detectron2",
-        slow=True,
-    ),
-    Block("README.md", "from mvitv2_d2 import MViT\n\nnorm", needs="detectron2"),
-    Block("README.md", "from mvitv2_core import MViTClassifier, MViTConfig\n"),
-    Block("README.md", "export PYSLOWFAST_ROOT=", (CHECKOUT, *RUN_NET), "PySlowFast", slow=True),
-    Block(
-        "README.md",
+        "docs/weights.md",
         "mvitv2 inspect FILE",
         (
             *((" FILE", " $S"), (" IN OUT --to", " $S $OUT/timm.pth --to"), (" A B", " $S $S")),
@@ -101,6 +98,26 @@ BLOCKS = [
         ),
         needs="PySlowFast",
     ),
+    Block("docs/weights.md", 'allow_new=("head",)'),
+    Block("docs/machines.md", "lazyconfig_train_net", (ALONE, *CHECK), "detectron2", slow=True),
+    Block("docs/machines.md", "--num_shards 2", RUN_NET, "PySlowFast", slow=True),
+    Block("docs/machines.md", "torchrun", needs="needs several machines and a program of yours"),
+    Block("docs/detectron2.md", "from detectron2 import model_zoo", needs="detectron2"),
+    Block(
+        "docs/detectron2.md",
+        "toy_mask_rcnn_mvitv2.py train.max_iter=100",
+        (HERE, ("train.max_iter=100", QUICK)),
+        needs="detectron2",
+    ),
+    Block("docs/detectron2.md", "_BASE_: configs/COCO/Base-MViTv2-FPN.yaml", needs="detectron2"),
+    Block(
+        "docs/detectron2.md",
+        "projects.detection.toy_env",
+        (("SOLVER.MAX_ITER 100", SHORT),),
+        needs="detectron2",
+        slow=True,
+    ),
+    Block("docs/detectron2.md", "from mvitv2_d2 import MViT\n\nnorm", needs="detectron2"),
     Block("MODEL_ZOO.md", "from mvitv2_core import MViTClassifier"),
     Block("MODEL_ZOO.md", "backbone=True", needs="detectron2"),
     Block("CONTRIBUTING.md", "make setup ", needs=NETWORK),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("detectron2", reason="install detectron2 to run: make setup")
 from detectron2.config import get_cfg
@@ -30,9 +31,9 @@ def register(tmp_path: Path) -> Iterator:
     file = tmp_path / "annotations.json"
     file.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
 
-    def add(kind: str | None) -> None:
+    def add(kind: str | None, **more: object) -> None:
         DatasetCatalog.register(NAME, lambda: [])
-        facts = {} if kind is None else {"evaluator_type": kind}
+        facts = more if kind is None else {"evaluator_type": kind, **more}
         MetadataCatalog.get(NAME).set(
             json_file=str(file),
             stuff_classes=["background"],
@@ -60,6 +61,36 @@ def test_panoptic(register, tmp_path: Path) -> None:
     assert isinstance(made, DatasetEvaluators)
     kinds = [type(evaluator) for evaluator in made._evaluators]
     assert kinds == [SemSegEvaluator, COCOEvaluator, COCOPanopticEvaluator]
+
+
+@pytest.mark.parametrize(("height", "quality"), [(2, 100.0), (0, 0.0)])
+def test_panoptic_quality(register, tmp_path: Path, height: int, quality: float) -> None:
+    """By the package ``panopticapi``: a thing above stuff, found as it is and missed."""
+    reason = "install panopticapi to run: pip install -e '.[panopticapi]'"
+    pytest.importorskip("panopticapi", reason=reason)
+    from PIL import Image
+
+    def picture(rows: int) -> torch.Tensor:
+        """(4, 4): segment 1, a thing, ``rows`` high, above segment 2, stuff."""
+        return torch.where(torch.arange(4) < rows, 1, 2)[:, None].expand(4, 4).int()
+
+    kinds = [{"id": i, "name": "", "supercategory": "", "isthing": i % 2} for i in (1, 2)]
+    box = {"iscrowd": 0, "area": 8, "bbox": [0, 0, 4, 2]}
+    segments = [{"id": i, "category_id": i, **box} for i in (1, 2)]
+    image = {"id": 7, "file_name": "a.jpg", "height": 4, "width": 4}
+    answer = {"image_id": 7, "file_name": "a.png", "segments_info": segments}
+    truth = {"images": [image], "annotations": [answer], "categories": kinds}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    red = torch.nn.functional.pad(picture(2)[..., None], (0, 2))  # (4, 4) -> (4, 4, 3)
+    Image.fromarray(red.byte().numpy()).save(tmp_path / "a.png")
+    files = {"panoptic_json": str(tmp_path / "truth.json"), "panoptic_root": str(tmp_path)}
+    register("coco_panoptic_seg", **files)
+    evaluator = COCOPanopticEvaluator(NAME, str(tmp_path))
+    evaluator.reset()
+    found = [{"id": i, "category_id": i} for i in picture(height).unique().tolist()]
+    inputs = [{"file_name": "a.jpg", "image_id": 7}]
+    evaluator.process(inputs, [{"panoptic_seg": (picture(height), found)}])
+    assert evaluator.evaluate()["panoptic_seg"]["PQ"] == quality
 
 
 def test_semantic(register, tmp_path: Path) -> None:
