@@ -79,7 +79,8 @@ def rel_pos_terms(
         # (q_size, k_size, head_dim) -> (q_size, head_dim, k_size)
         rows = rows_of(table, (window or q_thw)[axis], k_thw[axis]).transpose(1, 2)
         if window:  # the same rows in each
-            rows = rows.repeat(-(-q_thw[axis] // window[axis]), 1, 1)[: q_thw[axis]]
+            rows = rows.repeat((q_thw[axis] + window[axis] - 1) // window[axis], 1, 1)
+            rows = rows[: q_thw[axis]]
         before, after = batch * prod(q_thw[:axis]), prod(q_thw[axis + 1 :]) * heads
         if axis < len(tables) - 1:
             # (before, size, after, head_dim) @ (size, head_dim, k_size): q stays where it lies
