@@ -114,7 +114,7 @@ def axis_rows(table: Tensor | None, q_size: int, k_size: int, *windows: int) -> 
         return None
     rows = run("rows", table, *(windows or (q_size, k_size)))
     # The same in each window that the queries fall into.
-    return rows.repeat(-(-q_size // windows[0]), 1, 1)[:q_size] if windows else rows
+    return rows.repeat(*window_counts([q_size], windows[:1]), 1, 1)[:q_size] if windows else rows
 
 
 def split_qkv(x: Tensor, linear: nn.Module) -> tuple[Tensor, ...]:

@@ -73,8 +73,8 @@ def add_residual(out: Tensor, q: Tensor, cls_token: bool) -> Tensor:
 
 
 def window_counts(grid: Sequence[int], window: Sequence[int]) -> list[int]:
-    """How many windows lie along each axis."""
-    return [-(-n // w) for n, w in zip(grid, window, strict=True)]
+    """How many windows lie along each axis, by divisions that ONNX rounds alike: of no negatives."""
+    return [(n + w - 1) // w for n, w in zip(grid, window, strict=True)]
 
 
 def partition(x: Tensor, grid: Sequence[int], window: Sequence[int]) -> Tensor:

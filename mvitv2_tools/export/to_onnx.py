@@ -47,10 +47,18 @@ def write(program: torch.export.ExportedProgram, subject: Subject, file: Path) -
 
 
 def run(file: Path, inputs: Sequence[Tensor], threads: int = 1) -> list[list[Tensor]]:
-    """What onnxruntime gives on the CPU for each input."""
-    session = open_session(file, threads)
-    name = session.get_inputs()[0].name
-    found = [session.run(None, {name: x.numpy()}) for x in inputs]
+    """What onnxruntime gives on the CPU for each input.
+
+    Raises:
+        ValueError: it cannot open or run the file.
+    """
+    try:
+        session = open_session(file, threads)
+        name = session.get_inputs()[0].name
+        found = [session.run(None, {name: x.numpy()}) for x in inputs]
+    except Exception as error:  # onnxruntime's have no base of their own
+        cause = " ".join(str(error).split())
+        raise ValueError(f"{file.name} does not run in onnxruntime: {cause}") from error
     return [[torch.from_numpy(part) for part in parts] for parts in found]
 
 
