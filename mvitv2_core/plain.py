@@ -73,7 +73,7 @@ def add_residual(out: Tensor, q: Tensor, cls_token: bool) -> Tensor:
 
 
 def window_counts(grid: Sequence[int], window: Sequence[int]) -> list[int]:
-    """How many windows lie along each axis, by divisions that ONNX rounds alike: of no negatives."""
+    """How many windows lie along an axis each; no negative is divided, which ONNX rounds up."""
     return [(n + w - 1) // w for n, w in zip(grid, window, strict=True)]
 
 
