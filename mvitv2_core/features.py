@@ -7,6 +7,7 @@ stages index 0 is the finest grid and S - 1 the coarsest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from math import prod
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from .checks import check_flag, is_whole, refuse
 from .config import MViTConfig
+from .layer_groups import check_decay, layer_of
 
 FORMATS = ("NCHW", "NCTHW", "NLC")
 
@@ -106,32 +108,28 @@ class Features(nn.Module):
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """timm's: the layer of a parameter by its name, as its optimizers with ``layer_decay`` ask.
 
-        0 is the patch embedding with class token and positions; then each block is a layer (timm's
-        own MViTv2 has one for each stage, as here with ``coarse``); the head is the last. A norm of
-        a stage's tokens goes with that stage's last block.
+        As ``layer_groups.layer_of``: the patch embedding with class token and positions, each
+        block, and all that stands behind the last one. With ``coarse`` each stage is a layer, as in
+        timm's own MViTv2, and the norm of a stage's tokens goes with the stage.
         """
         check_flag("coarse", coarse)
-        ends = self.config.stage_ends
-        layers = [sum(end < i for end in ends) if coarse else i for i in range(ends[-1] + 1)]
+        ends, depth = self.config.stage_ends, len(self.config.blocks)
 
-        def layer_of(name: str) -> int:
-            first, *rest = name.split(".")
-            if first == "blocks":
-                return layers[int(rest[0])] + 1
-            if first == "norm":
-                return layers[-1] + 1
-            if first.startswith("scale"):  # detectron2's scale2_norm ... scale5_norm
-                return layers[ends[int(first[5]) - 2]] + 1
-            return layers[-1] + 2 if first == "head" else 0
+        def stage_of(name: str) -> int:
+            if name.startswith("scale"):  # detectron2's scale2_norm ... scale5_norm
+                return int(name[5]) - 1
+            if name.startswith("norm."):
+                return len(ends)
+            layer = layer_of(name, depth)
+            return 0 if layer == 0 else 1 + sum(end < layer - 1 for end in ends)
 
-        return layer_of
+        return stage_of if coarse else partial(layer_of, depth=depth)
 
     def layer_groups(self, coarse: bool = False) -> list[list[str]]:
         """Names of the parameters of each layer of ``group_matcher``, from the input's side."""
-        layer_of = self.group_matcher(coarse)
-        names = [name for name, _ in self.named_parameters()]
-        count = max(layer_of(name) for name in names) + 1
-        return [[name for name in names if layer_of(name) == layer] for layer in range(count)]
+        names, layer = [name for name, _ in self.named_parameters()], self.group_matcher(coarse)
+        count = max(layer(name) for name in names) + 1
+        return [[name for name in names if layer(name) == index] for index in range(count)]
 
 
 class FeatureInfo(Sequence[dict[str, Any]]):
@@ -240,8 +238,7 @@ def layer_decay_groups(
     Raises:
         ValueError: a decay that is none.
     """
-    if not 0 < decay <= 1:
-        refuse("decay", "above 0 and at most 1", decay)
+    check_decay("decay", decay)
     parameters = dict(model.named_parameters())
     groups = []
     layers = model.layer_groups()

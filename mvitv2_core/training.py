@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .checks import check_rate, check_whole, refuse
+from .layer_groups import check_decay, layer_scale
+from .model import MViT
 
 AVERAGE = "_mvitv2_average"  # where a model keeps its average
 ACCUMULATES = "_mvitv2_accumulates"
@@ -183,3 +185,35 @@ def train_deterministically() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as PyTorch asks of cuBLAS
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True)
+
+
+def scale_layers(optimizer: Optimizer, model: nn.Module, decay: float) -> None:
+    """Multiply every parameter's learning rate by its ``layer_scale``.
+
+    The groups of the optimizer are divided by layer, and keep what else they say, such as weight
+    decay. To be called before a learning-rate schedule is made, and before the first step.
+
+    Args:
+        optimizer: any of PyTorch's; its ``param_groups`` change.
+        model: holds at least one ``MViT``, at any depth; parameters outside of it keep their rate.
+        decay: as for ``layer_scale``.
+
+    Raises:
+        ValueError: no ``MViT`` in the model, or a decay out of range.
+    """
+    check_decay("decay", decay)
+    trunks = [module for module in model.modules() if isinstance(module, MViT)]
+    if not trunks:
+        refuse("model", "one that holds an MViT", type(model).__name__)
+    scales = {
+        parameter: layer_scale(name, len(trunk.blocks), decay)
+        for trunk in trunks
+        for name, parameter in trunk.named_parameters()
+    }
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        by_scale: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            by_scale.setdefault(scales.get(parameter, 1.0), []).append(parameter)
+        groups += [{**group, "params": p, "lr": group["lr"] * s} for s, p in by_scale.items()]
+    optimizer.param_groups[:] = groups

@@ -23,10 +23,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mvitv2_core.checks import check_flag, check_rate, check_whole, refuse
-from mvitv2_core.layer_groups import check_decay, layer_scale, scale_layers
+from mvitv2_core.layer_groups import check_decay, layer_scale
 from mvitv2_core.training import (
     Accumulation,
     Average,
+    scale_layers,
     train_deterministically,
     train_in_bfloat16,
 )

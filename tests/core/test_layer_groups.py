@@ -6,7 +6,8 @@ import pytest
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from mvitv2_core.layer_groups import layer_of, layer_scale, scale_layers
+from mvitv2_core.layer_groups import layer_of, layer_scale
+from mvitv2_core.training import scale_layers
 from tests.loops import Detector, batches, loss, pair, same
 from tests.small import KINDS
 
