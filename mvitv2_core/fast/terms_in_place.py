@@ -31,5 +31,5 @@ def rel_pos_terms(q: Tensor, rows: Sequence[Tensor | None], q_thw: Sequence[int]
             wide = columns.repeat_interleave(heads, dim=0) if heads > 1 else columns
             moved = q.reshape(before, q_thw[axis] * heads, head_dim).transpose(0, 1)
             term = torch.bmm(moved, wide).transpose(0, 1)
-        terms.append(term.reshape(batch, prod(q_thw), heads, -1))
+        terms.append(term.reshape(batch, prod(q_thw), heads, pairs.shape[1]))
     return terms
