@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -68,9 +69,27 @@ def speed_cell(row: dict, ours: dict, full: bool) -> str:
     return text
 
 
+def turns() -> str:
+    """Time and memory of this version over the one before, run by run."""
+    results = kept("turns")
+    lines = [["step", "time", "peak memory"]]
+    for name, row in results["rows"].items():
+        times, peaks = (
+            [new / old for old, new in zip(row[key]["old"], row[key]["new"], strict=True)]
+            for key in ("seconds", "peak_mib")
+        )
+        cells = [
+            f"{statistics.median(part):.2f}x ({min(part):.2f} to {max(part):.2f})"
+            for part in (times, peaks)
+        ]
+        lines.append([name, *cells])
+    return f"{layout(lines, markdown=True)}\n{measured_on(results['machine'])}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "speed": lambda: speed(full=False),
     "speed_full": lambda: speed(full=True),
+    "turns": turns,
 }
 
 
