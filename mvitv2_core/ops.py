@@ -99,13 +99,24 @@ def attention(
             out = attention(partition(q, *grids[0]), k, v, tables, *windows)
             out = unpartition(out, q.shape[0], *grids[0])
             return out + q if add_q else out
-    _, queries = split_cls_token(q, cls_token)
-    rows = [axis_rows(*axis) for axis in zip(tables, q_thw, k_thw, *(windows or ()), strict=True)]
-    axes = [axis for axis, pairs in enumerate(rows) if pairs is not None]
-    if axes:  # contiguous once, or each axis would copy what the class token's row parts from it
-        queries = queries.contiguous()
-    terms = run("terms", queries, rows, q_thw)
+    axes = [axis for axis, table in enumerate(tables) if table is not None]
+    terms = _terms(q, tables, q_thw, k_thw, cls_token, windows) if axes else []
     return run("attention", q, k, v, terms, axes, q_thw, k_thw, cls_token, add_q, windows)
+
+
+def _terms(
+    q: Tensor,
+    tables: Sequence[Tensor | None],
+    q_thw: Sequence[int],
+    k_thw: Sequence[int],
+    cls_token: bool,
+    windows: Windows | None,
+) -> list[Tensor]:
+    """Terms of positions. What they are made from is freed before attention runs."""
+    rows = [axis_rows(*axis) for axis in zip(tables, q_thw, k_thw, *(windows or ()), strict=True)]
+    # Contiguous once, or each axis would copy what the class token's row parts from it.
+    queries = split_cls_token(q, cls_token)[1].contiguous()
+    return run("terms", queries, rows, q_thw)
 
 
 def axis_rows(table: Tensor | None, q_size: int, k_size: int, *windows: int) -> Tensor | None:
