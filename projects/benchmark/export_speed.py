@@ -146,7 +146,7 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     from projects.benchmark.bench import machine as facts
 
     wanted = argparse.Namespace(
-        threads=args.threads, device="cpu", dtype="fp32", compile=False, repeats=args.calls
+        threads=args.threads, device="cpu", dtype="fp32", runs=args.rounds, repeats=args.calls
     )
     found = {k: v for k, v in facts(wanted).items() if k in ("cpu", "threads", "torch")}
     found |= {"onnxruntime": version("onnxruntime"), "batch": 1, "precision": "float32"}

@@ -86,10 +86,22 @@ def turns() -> str:
     return f"{layout(lines, markdown=True)}\n{measured_on(results['machine'])}"
 
 
+def predict_share() -> str:
+    """How busy ``mvitv2 predict`` keeps a model."""
+    results = kept("predict_speed")
+    lines = [["folder", "model", "share of the bare model's throughput"]]
+    for kind in ("pictures", "clips"):
+        share, count = results[kind]["share"], results[kind]["rounds"][0]["inputs"]
+        spread = f"{share['median']:.3f} ({share['min']:.3f} to {share['max']:.3f})"
+        lines.append([f"{count:.0f} {kind}", results[kind]["model"], spread])
+    return f"{layout(lines, markdown=True)}\n{measured_on(results['machine'])}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "speed": lambda: speed(full=False),
     "speed_full": lambda: speed(full=True),
     "turns": turns,
+    "predict_share": predict_share,
 }
 
 

@@ -185,9 +185,7 @@ def main() -> None:
         print(json.dumps(run_round(*args.worker, args)))
         return
     facts = machine(
-        Namespace(
-            threads=args.threads, device="cpu", dtype="fp32", compile=False, repeats=args.rounds
-        )
+        Namespace(threads=args.threads, device="cpu", dtype="fp32", runs=args.rounds, repeats=1)
     )
     facts |= {"cores": os.cpu_count() or 0, "batch": args.batch}
     results: dict[str, Any] = {"machine": facts, "goal": GOAL}

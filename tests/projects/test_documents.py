@@ -124,7 +124,9 @@ BLOCKS = [
     Block("CONTRIBUTING.md", "make lint ", needs=SUITE),
     Block("CONTRIBUTING.md", "make demo && cp", needs="needs no test: it is README's make demo"),
     Block(
-        "docs/explain.md", "mvitv2 explain mvitv2_tiny_in1k", (PHOTO, ("--out out", "--out $OUT/out"))
+        "docs/explain.md",
+        "mvitv2 explain mvitv2_tiny_in1k",
+        (PHOTO, ("--out out", "--out $OUT/out")),
     ),
     Block("docs/explain.md", "from mvitv2_core.explain import"),
     Block(

@@ -14,7 +14,9 @@ from projects.benchmark import figures
 RATIO = re.compile(r"\b\d+\.\d+x")
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/speed.md", "projects/benchmark/README.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/predict.md", "docs/speed.md", "projects/benchmark/README.md"]
+)
 def test_tables_are_those_of_the_results(name: str) -> None:
     text = (figures.ROOT / name).read_text()
     assert figures.BLOCK.search(text), "no figures between the marks"
