@@ -83,7 +83,9 @@ def turns() -> str:
             for part in (times, peaks)
         ]
         lines.append([name, *cells])
-    return f"{layout(lines, markdown=True)}\n{measured_on(results['machine'])}"
+    counts = [len(row["peak_mib"]["new"]) for row in results["rows"].values()]
+    runs = f"Memory in {min(counts)} to {max(counts)} of the runs.\n"
+    return f"{layout(lines, markdown=True)}\n{measured_on(results['machine'])}{runs}"
 
 
 def predict_share() -> str:
@@ -93,7 +95,7 @@ def predict_share() -> str:
     for kind in ("pictures", "clips"):
         share, count = results[kind]["share"], results[kind]["rounds"][0]["inputs"]
         spread = f"{share['median']:.3f} ({share['min']:.3f} to {share['max']:.3f})"
-        lines.append([f"{count:.0f} {kind}", results[kind]["model"], spread])
+        lines.append([f"{count:.0f} {kind}", results[kind]["name"], spread])
     return f"{layout(lines, markdown=True)}\n{measured_on(results['machine'])}"
 
 

@@ -201,7 +201,7 @@ def main() -> None:
                 print(f"{kind}, round {number + 1} of {args.rounds}: {shares:.3f}", flush=True)
             found = summary(rounds)
             print(show(kind, found, rounds[0]), flush=True)
-            results[kind] = {"model": MODELS[kind], **found, "rounds": rounds}
+            results[kind] = {"name": MODELS[kind], **found, "rounds": rounds}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(args.out) as part:
         Path(part).write_text(json.dumps(results, indent=1) + "\n")
