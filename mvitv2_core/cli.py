@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .arguments import add_command, size
 from .checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -101,16 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in sorted(entry_points(group=COMMANDS)):
         command.load()(commands)
 
-    def add(name: str, run: Callable[[Any], int], text: str, examples: str) -> Any:
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.set_defaults(run=run)
-        return command
+    add = partial(add_command, commands)
 
     inspect = add("inspect", _inspect, "say what a checkpoint file holds", INSPECT)
     inspect.add_argument("file", metavar="FILE")
@@ -127,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         help=f"put in front of every name; {DETECTOR!r} where no value is given",
     )
-    convert.add_argument("--size", type=_size, help="resample position tables: 384 or 288x512")
+    convert.add_argument("--size", type=size, help="resample position tables: 384 or 288x512")
     convert.add_argument("--frames", type=int, help="with --size, for clips: frames of a clip")
 
     inflate = add(
@@ -138,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     shape = inflate.add_argument_group("the clip model, where no --config is given")
     shape.add_argument("--variant", choices=VARIANTS, help="default: the checkpoint's own")
     shape.add_argument("--frames", type=int, help="frames of a clip (default 16)")
-    shape.add_argument("--size", type=_size, help="crop: 224 (the default) or 224x320")
+    shape.add_argument("--size", type=size, help="crop: 224 (the default) or 224x320")
     shape.add_argument("--classes", type=int, help="default: the checkpoint's")
     shape.add_argument("--kv-stride", type=int, help="of the first stage (default 8)")
     shape.add_argument("--no-cls-token", action="store_true", help="clip model without one")
@@ -150,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     cost = add("cost", _cost, "count a model's parameters and multiply-adds, block by block", COST)
     cost.add_argument("variant", choices=VARIANTS)
     cost.add_argument("--frames", type=int, help="of a clip; images where not given")
-    cost.add_argument("--size", type=_size, default=(224, 224), help="224 (the default), 224x320")
+    cost.add_argument("--size", type=size, default=(224, 224), help="224 (the default), 224x320")
     cost.add_argument("--classes", type=int, default=1000, help="default 1000")
     return parser
 
@@ -161,13 +153,6 @@ def _add_files(command: Any) -> None:
     command.add_argument("--force", action="store_true", help="replace OUT if it exists")
     command.add_argument("--json", action="store_true", help="print the report as JSON")
     command.add_argument("--quiet", action="store_true", help="print the summary alone")
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if found is None or not int(found[1]) or not int(found[2] or 1):
-        raise argparse.ArgumentTypeError(f"must be N or HxW, got {text!r}")
-    return int(found[1]), int(found[2] or found[1])
 
 
 def _inspect(options: Any) -> int:

@@ -33,7 +33,7 @@ class Writer:
         self._names: dict[str, str] = {}
         self._tiles: list[Image.Image] = []
         self._windows: dict[str, list[Answer]] = defaultdict(list)
-        self._video: _VideoFile | None = None
+        self._video: VideoFile | None = None
 
     def add(self, answer: Answer) -> None:
         """Draw one answer, or keep what is needed for the end."""
@@ -75,7 +75,7 @@ class Writer:
         if self._video is None:
             path = self.folder / f"{self._name(part.input.path)}.mp4"
             rate = 1 / max(part.span[1] - part.span[0], 1e-3)
-            self._video = _VideoFile(path, rate)
+            self._video = VideoFile(path, rate)
             self._add_tile(answer)
         self._video.add(answer.drawing)
         if part.last:
@@ -110,7 +110,7 @@ class Writer:
         self.written.append(path)
 
 
-class _VideoFile:
+class VideoFile:
     """H.264 in MP4, frame by frame."""
 
     def __init__(self, path: Path, rate: float) -> None:
@@ -150,7 +150,7 @@ class _VideoFile:
 def label_video(path: str, answers: Sequence[Answer], target: Path) -> Path:
     """The video with the answer of its moment in a bar below it."""
     with Video(path) as video:
-        output = _VideoFile(target, video.fps)
+        output = VideoFile(target, video.fps)
         current, bar = None, None
         try:
             for frame in video.frames():

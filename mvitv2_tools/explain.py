@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mvitv2_core.arguments import add_command
+
 from .predict import PACKAGES, check_out, what_is_missing
 
 if TYPE_CHECKING:
@@ -33,13 +35,7 @@ LEAST = 224  # pixels of the shorter side from which on a drawing is not enlarge
 def add_explain(commands: Any) -> None:
     """Add ``explain`` to a parser's commands (the entry point group ``mvitv2.commands``)."""
     text = "draw where a classifier looks in pictures and videos"
-    command = commands.add_parser(
-        "explain",
-        help=text,
-        description=text,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = add_command(commands, "explain", run, text, EXAMPLES)
     command.add_argument("model", metavar="MODEL", help="a classifier, as for `mvitv2 predict`")
     command.add_argument(
         "inputs", metavar="INPUT", nargs="+", help="pictures, videos, folders and patterns"
@@ -64,7 +60,6 @@ def add_explain(commands: Any) -> None:
     command.add_argument("--labels", metavar="FILE", help="names of the classes")
     command.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     command.add_argument("--quiet", action="store_true", help="no progress, no remarks")
-    command.set_defaults(run=run)
 
 
 def _query(text: str) -> str | tuple[int, ...]:
@@ -276,7 +271,7 @@ def write(frames: list[np.ndarray], folder: Path, source: str, taken: set[str], 
     """One frame as a picture, several as a video; a number tells inputs of one name apart."""
     from PIL import Image
 
-    from .draw import _VideoFile
+    from .draw import VideoFile
 
     stem = re.sub(r"[^\w.-]+", "_", Path(source).stem) or "input"
     name, number = stem, 2
@@ -288,7 +283,7 @@ def write(frames: list[np.ndarray], folder: Path, source: str, taken: set[str], 
         Image.fromarray(frames[0]).save(target, quality=92)
         return target
     rate = info.frames / info.seconds if info.seconds else 8.0
-    video = _VideoFile(folder / f"{name}.mp4", rate)
+    video = VideoFile(folder / f"{name}.mp4", rate)
     try:
         for frame in frames:
             video.add(frame)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+from mvitv2_core.arguments import add_command, positive, seconds, share
 
 EXAMPLES = """\
 examples:
@@ -24,15 +25,7 @@ PACKAGES = "pip install 'mvitv2[predict]'"
 def add_predict(commands: Any) -> None:
     """Add ``predict`` to a parser's commands (the entry point group ``mvitv2.commands``)."""
     text = "say what is in pictures and videos"
-    command = commands.add_parser(
-        "predict",
-        help=text,
-        description=text,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(command)
-    command.set_defaults(run=run)
+    add_arguments(add_command(commands, "predict", run, text, EXAMPLES))
 
 
 def add_arguments(command: Any) -> None:
@@ -56,9 +49,9 @@ def add_arguments(command: Any) -> None:
         metavar="FILE",
         help="names of the classes: .txt, one a line, or .json; or imagenet-1k, kinetics-400, coco",
     )
-    command.add_argument("--topk", type=_count, default=5, help="labels to print (default 5)")
+    command.add_argument("--topk", type=positive, default=5, help="labels to print (default 5)")
     command.add_argument(
-        "--score", type=_share, default=0.5, help="least score of an object (default 0.5)"
+        "--score", type=share, default=0.5, help="least score of an object (default 0.5)"
     )
     command.add_argument("--json", action="store_true", help="print a JSON object a line")
     command.add_argument(
@@ -66,19 +59,19 @@ def add_arguments(command: Any) -> None:
     )
     command.add_argument(
         "--window",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="one answer for each part of a video so long; 0 for one in all (default: 10 where a "
         "video is longer than a minute)",
     )
     command.add_argument(
         "--stride",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="from one window's start to the next's (default: the window)",
     )
     command.add_argument(
-        "--every", type=_count, default=1, help="frames from one to the next for a detector"
+        "--every", type=positive, default=1, help="frames from one to the next for a detector"
     )
     command.add_argument(
         "--boxes",
@@ -88,7 +81,7 @@ def add_arguments(command: Any) -> None:
     )
     command.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     command.add_argument(
-        "--batch", type=_count, default=8, help="pictures or clips at a time (default 8)"
+        "--batch", type=positive, default=8, help="pictures or clips at a time (default 8)"
     )
     command.add_argument(
         "--trust-config",
@@ -200,24 +193,3 @@ def what_is_missing(draws: bool) -> list[str]:
     if draws:
         needed["matplotlib"] = "matplotlib"
     return [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be 0 or more seconds, got {text}")
-    return value

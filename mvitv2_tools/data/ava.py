@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mvitv2_core.arguments import positive
 from mvitv2_core.labels import read_labels
 
 from ..inputs import VIDEOS
@@ -14,7 +15,7 @@ from . import ava_files
 from .ava_boxes import KINDS, Box, as_items, find_videos, read_boxes
 from .findings import Findings
 from .labelled_task import gpus_of
-from .options import positive, say_findings, workers_of
+from .options import say_findings, workers_of
 from .parallel import map_files
 from .slowfast_config import AVA, make_plan, write_all, yaml_text
 from .splits import draw_split

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import importlib.util
 from typing import Any
 
-PACKAGES = "pip install 'mvitv2[predict]'"
+from mvitv2_core.arguments import add_command
+
+from ..predict import PACKAGES, what_is_missing
+
 TASKS = {
     "detection": "boxes, with or without masks, in COCO's json: for detectron2",
     "video": "labelled videos, in folders or in a csv: for PySlowFast",
@@ -25,21 +26,14 @@ def add_data(commands: Any) -> None:
         from .options import add_shared
 
         module = importlib.import_module(f".{name}", __package__)
-        task = tasks.add_parser(
-            name,
-            help=help_text,
-            description=help_text,
-            epilog=module.EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        task = add_command(tasks, name, _run, help_text, module.EXAMPLES)
         module.add_arguments(task)
         add_shared(task)
-        task.set_defaults(run=_run, task=module.run)
+        task.set_defaults(task=module.run)
 
 
 def _run(options: Any) -> int:
-    needed = {"PIL": "Pillow", "av": "av", "numpy": "numpy", "tqdm": "tqdm", "yaml": "PyYAML"}
-    missing = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
+    missing = what_is_missing(draws=False)
     if missing:
         raise ValueError(f"data needs {', '.join(missing)}: {PACKAGES}")
     return options.task(options)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mvitv2_core.arguments import positive
 from mvitv2_core.checkpoint.files import whole_file
 
 from .coco_check import KINDS, Split, read_split
@@ -15,7 +16,7 @@ from .coco_pair import check_classes, check_tiny, has_masks, sizes
 from .detection_config import python_config, yaml_config
 from .detection_plan import MODELS, make_plan
 from .findings import Findings
-from .options import pick_device, positive, say_findings, workers_of
+from .options import pick_device, say_findings, workers_of
 
 EXAMPLES = """\
 examples:

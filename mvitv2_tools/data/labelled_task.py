@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mvitv2_core.arguments import positive
 from mvitv2_core.labels import read_labels
 
 from .findings import Findings
 from .labelled import Labelled, check_items, check_split, read_csv, read_folder
-from .options import pick_device, positive
+from .options import pick_device
 from .slowfast_config import Recipe
 from .splits import draw_split
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from mvitv2_core.arguments import positive
 
 from .findings import Findings
 
@@ -58,11 +59,3 @@ def say_findings(findings: Findings, out: Path, options: Any) -> int | None:
         print("mvitv2: no config is written: mend the errors, or --force", file=sys.stderr)
         return 1
     return None
-
-
-def positive(text: str) -> int:
-    """A whole number above 0."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from mvitv2_core.arguments import add_command, positive, size
 
 from .subject import FREE, PRECISIONS, Exported, Subject, backbone_subject, classifier_subject
 
@@ -32,15 +33,7 @@ ALLOWED = {"float32": 1e-5, "float16": 2e-2, "bfloat16": 1e-1}
 def add_export(commands: Any) -> None:
     """Add ``export`` to a parser's commands (the entry point group ``mvitv2.commands``)."""
     text = "write a model as a file that runs without this project"
-    command = commands.add_parser(
-        "export",
-        help=text,
-        description=text,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(command)
-    command.set_defaults(run=run)
+    add_arguments(add_command(commands, "export", run, text, EXAMPLES))
 
 
 def add_arguments(command: Any) -> None:
@@ -59,9 +52,9 @@ def add_arguments(command: Any) -> None:
     command.add_argument(
         "--compile", action="store_true", help="a .pt2 compiled ahead of time (AOTInductor)"
     )
-    command.add_argument("--size", type=_size, help="224 or 224x320 (default: the model's)")
-    command.add_argument("--frames", type=_count, help="of a clip (default: the model's)")
-    command.add_argument("--batch", type=_count, default=1, help="default 1")
+    command.add_argument("--size", type=size, help="224 or 224x320 (default: the model's)")
+    command.add_argument("--frames", type=positive, help="of a clip (default: the model's)")
+    command.add_argument("--batch", type=positive, default=1, help="default 1")
     command.add_argument("--weights", metavar="FILE", help="for a config or a plain variant")
     command.add_argument("--config", metavar="FILE", help="detectron2's, for a detector's file")
     command.add_argument("--labels", metavar="FILE", help="names of the classes, for the metadata")
@@ -271,16 +264,3 @@ def _silent(text: str) -> None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return value
-
-
-def _size(text: str) -> tuple[int, int]:
-    from mvitv2_core.cli import _size
-
-    return _size(text)

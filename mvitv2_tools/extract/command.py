@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..predict import _count, _seconds
+from mvitv2_core.arguments import add_command, positive, seconds
 
 EXAMPLES = """\
 examples:
@@ -26,15 +25,7 @@ PACKAGES = "pip install 'mvitv2[extract]'"
 def add_extract(commands: Any) -> None:
     """Add ``extract`` to a parser's commands (the entry point group ``mvitv2.commands``)."""
     text = "turn pictures and videos into features"
-    command = commands.add_parser(
-        "extract",
-        help=text,
-        description=text,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(command)
-    command.set_defaults(run=run)
+    add_arguments(add_command(commands, "extract", run, text, EXAMPLES))
 
 
 def add_arguments(command: Any) -> None:
@@ -63,27 +54,27 @@ def add_arguments(command: Any) -> None:
     )
     command.add_argument(
         "--window",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="of a video that a row stands for (default: the clip that the model was trained with)",
     )
     command.add_argument(
         "--stride",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="from one window's start to the next's (default: the window)",
     )
     command.add_argument("--format", choices=FORMATS, default="npy", help="default npy")
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="default float32")
     command.add_argument(
-        "--batch", type=_count, default=8, help="pictures or windows at a time (default 8)"
+        "--batch", type=positive, default=8, help="pictures or windows at a time (default 8)"
     )
     command.add_argument(
-        "--group", type=_count, default=256, help="pictures of a file (default 256)"
+        "--group", type=positive, default=256, help="pictures of a file (default 256)"
     )
     command.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     command.add_argument(
-        "--threads", type=_count, help="of a process (default: what PyTorch would take)"
+        "--threads", type=positive, help="of a process (default: what PyTorch would take)"
     )
     command.add_argument(
         "--retry", action="store_true", help="read once more what could not be read"
@@ -92,7 +83,7 @@ def add_arguments(command: Any) -> None:
         "--engine", choices=("local", "ray"), default="local", help="default local"
     )
     command.add_argument("--address", help="of a Ray cluster (default: one on this machine)")
-    command.add_argument("--workers", type=_count, help="Ray's processes (default: all there is)")
+    command.add_argument("--workers", type=positive, help="Ray's processes (default: all there is)")
     command.add_argument("--quiet", action="store_true", help="no progress, no remarks")
 
 
