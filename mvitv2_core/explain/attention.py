@@ -29,7 +29,7 @@ Query = str | tuple[int | slice, ...]
 class AttentionMaps(NamedTuple):
     """What queries attend to: each query's and head's weights, which sum to 1.
 
-    Args:
+    Attributes:
         grid: (B, queries, heads, *k_thw) weights of the keys' cells. In windows, keys of other
             windows have 0; what lies on zeros that fill a window is in no cell.
         cls: (B, queries, heads) weights of the class token; None without one.
