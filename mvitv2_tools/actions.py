@@ -20,39 +20,50 @@ from .answers import Answer, Thing
 from .feed import Part
 from .inputs import Input
 
+COLUMNS = ("video", "second", "x1", "y1", "x2", "y2")
 # {video: {second: boxes}}, a box as left, top, right, bottom from 0 to 1.
 Boxes = Mapping[str, Mapping[float, Sequence[tuple[float, ...]]]]
 
 
 def read_boxes(path: str) -> Boxes:
-    """Boxes as AVA's CSV files have them: video, second, x1, y1, x2, y2; more columns are ignored.
+    """Boxes of a CSV file, each once, whatever labels its rows go on with.
 
     Args:
-        path: a file without a heading. A video is named with or without its ending.
+        path: AVA's own, rows of ``COLUMNS`` without a heading; or with one that names them, as
+            ``mvitv2 data ava`` takes. A video is named with or without its ending.
 
     Raises:
         ValueError: names the file, the line, and what is wrong with it.
     """
     found: dict[str, dict[float, list[tuple[float, ...]]]] = defaultdict(lambda: defaultdict(list))
     try:
-        with open(path, newline="", encoding="utf-8") as stream:
-            for number, row in enumerate(csv.reader(stream), 1):
-                try:
-                    second, *box = map(float, row[1:6])
-                    left, top, right, bottom = box
-                except ValueError as error:
-                    raise ValueError(
-                        f"{path}: line {number} must be video, second, x1, y1, x2, y2, got "
-                        f"{','.join(row)!r}"
-                    ) from error
-                if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1 and second >= 0):
-                    raise ValueError(
-                        f"{path}: line {number} must hold a second from 0 and a box in 0 to 1 with "
-                        f"x1 < x2 and y1 < y2, got {','.join(row)!r}"
-                    )
-                found[Path(row[0]).stem][second].append((left, top, right, bottom))
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.reader(stream))
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--boxes {path} cannot be read: {error}") from error
+    heading = [name.strip().lower() for name in rows[0]] if rows else []
+    headed = COLUMNS[0] in heading
+    if headed and not set(COLUMNS) <= set(heading):
+        names = ", ".join(COLUMNS)
+        raise ValueError(f"{path}: line 1 must name {names}, got {','.join(rows[0])!r}")
+    where = [heading.index(name) for name in COLUMNS] if headed else range(len(COLUMNS))
+    for number, row in enumerate(rows[headed:], 1 + headed):
+        try:
+            name, *numbers = (row[column] for column in where)
+            second, *box = map(float, numbers)
+        except (ValueError, IndexError) as error:
+            raise ValueError(
+                f"{path}: line {number} must be {', '.join(COLUMNS)}, got {','.join(row)!r}"
+            ) from error
+        left, top, right, bottom = box
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1 and second >= 0):
+            raise ValueError(
+                f"{path}: line {number} must hold a second from 0 and a box in 0 to 1 with "
+                f"x1 < x2 and y1 < y2, got {','.join(row)!r}"
+            )
+        boxes = found[Path(name).stem][second]
+        if tuple(box) not in boxes:
+            boxes.append(tuple(box))
     return found
 
 

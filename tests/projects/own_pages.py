@@ -22,6 +22,7 @@ CLIPS += tuple(
     for name in ("sports", "flowers-data", "kitchen")
     for pair in ((f"--out {name}", f"--out $OUT/{name}{TOY}"), (f" {name}/", f" $OUT/{name}/"))
 )
+AVA = (" kitchen.mp4 --boxes boxes.csv --out answers", " $OWN/videos --boxes $OWN/boxes.csv")
 # Page, text, swap, needs, slow: the fields of `Block` in test_documents.py.
 OWN_BLOCKS = [
     (
@@ -61,7 +62,7 @@ OWN_BLOCKS = [
     ),
     (VIDEO, "--check-only", (*CLIPS[:1], ("--out sports", "--out $OUT/sports")), "", False),
     (VIDEO, "data images", CLIPS, "PySlowFast", True),
-    (VIDEO, "data ava", CLIPS, "PySlowFast", True),
+    (VIDEO, "data ava", (*CLIPS, AVA), "PySlowFast", True),
 ]
 
 

@@ -69,6 +69,18 @@ def test_boxes_of_a_file(boxes: Path) -> None:
     }
 
 
+def test_boxes_of_a_file_with_a_heading(tmp_path: Path) -> None:
+    """What ``mvitv2 data ava`` takes: a row for each label, in any order of columns."""
+    rows = ["label,Video,second,x1,y1,x2,y2", "cook,a.mp4,1,0.1,0.2,0.5,0.9"]
+    rows += ["stand,a.mp4,1,0.1,0.2,0.5,0.9", "stand,a.mp4,2,0,0,1,1"]
+    (tmp_path / "x.csv").write_text("\ufeff" + "\n".join(rows) + "\n")
+    found = read_boxes(str(tmp_path / "x.csv"))
+    assert found == {"a": {1.0: [(0.1, 0.2, 0.5, 0.9)], 2.0: [(0, 0, 1, 1)]}}
+    (tmp_path / "x.csv").write_text("video,second,x1,y1,x2\n")
+    with pytest.raises(ValueError, match="line 1 must name video, second, x1, y1, x2, y2, got"):
+        read_boxes(str(tmp_path / "x.csv"))
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
