@@ -28,21 +28,12 @@ def local_path(path: str) -> str:
 
     Returns:
         A path in torch.hub's cache. The file is downloaded on first use, by one process on a
-        file system while others wait for it, for up to an hour.
+        file system while others wait for it.
 
     Raises:
         CheckpointError: unknown name, or the download failed.
-        ImportError: there is something to download, and no iopath.
     """
-    if not path.startswith(PREFIX):
-        return path
-    name = path.removeprefix(PREFIX)
-    if name not in OFFICIAL or OFFICIAL[name].cached.is_file():
-        return official_path(name)  # no lock, for caches that cannot be written to
-    from iopath.common.file_io import file_lock
-
-    with file_lock(str(OFFICIAL[name].cached)):
-        return official_path(name)
+    return official_path(path.removeprefix(PREFIX)) if path.startswith(PREFIX) else path
 
 
 def register_with(manager: Any) -> None:

@@ -9,7 +9,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
@@ -155,11 +156,12 @@ def download(
     """Download ``url`` to ``target``, showing progress on a terminal.
 
     A broken or stalled connection is tried again from where it stopped. Whatever happens,
-    ``target`` is either whole or not there.
+    ``target`` is either whole or not there. Processes that want the same target download it once:
+    the others wait, and take it as it is.
 
     Args:
         url: http or https.
-        target: its directory is made if needed.
+        target: its directory is made if needed. Not there yet.
         timeout: seconds without a byte after which a connection counts as broken.
         tries: connections to make in all; each goes on where the one before broke off.
 
@@ -170,10 +172,32 @@ def download(
         raise CheckpointError(f"{url}: only http and https can be downloaded")
     try:
         os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
-        with whole_file(target) as part, open(part, "wb") as stream:
-            _fetch(url, stream, timeout, tries)
+        with _alone(target):
+            if os.path.exists(target):  # another process was quicker
+                return
+            with whole_file(target) as part, open(part, "wb") as stream:
+                _fetch(url, stream, timeout, tries)
     except OSError as error:
         raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _alone(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold the lock of a target, which the system frees when a process dies."""
+    from filelock import FileLock, Timeout  # torch needs it itself
+
+    lock = FileLock(f"{os.fspath(target)}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        sys.stderr.write(f"waiting for another process that downloads {target}\n")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+        with suppress(OSError):  # who comes later finds the target, or downloads beside another
+            os.unlink(lock.lock_file)
 
 
 def _fetch(url: str, stream: BinaryIO, timeout: float, tries: int) -> None:

@@ -21,7 +21,7 @@ CORE = ROOT / "mvitv2_core"
 ADAPTERS = ("mvitv2_d2", "mvitv2_slowfast", "mvitv2_tools")
 # What may stand in core beside the standard library and torch, imported inside of functions where
 # a user asks for what needs it.
-LAZY = {"numpy", "safetensors", "triton", "iopath", "PIL", "av", "torchvision"}
+LAZY = {"numpy", "safetensors", "triton", "iopath", "filelock", "PIL", "av", "torchvision"}
 
 
 DOOR = {"mvitv2_core.ops", "mvitv2_core.forms"}  # and its table

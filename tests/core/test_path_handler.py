@@ -60,26 +60,27 @@ def official(url: str) -> Official:
 RANK = """
 import sys
 from mvitv2_core.path_manager import local_path
+from mvitv2_core.checkpoint.load import weights_path
 from mvitv2_core.checkpoint.hub import OFFICIAL, Official
 OFFICIAL["toy"] = Official(sys.argv[1], "image", "T", "nothing", "none", None, "none")
 print("ready", flush=True)
 sys.stdin.readline()
-print(local_path("mvitv2://toy"))
+print(weights_path(local_path(sys.argv[2])))
 """
 
 
 def test_of_two_processes_one_downloads(server: str, tmp_path: Path) -> None:
-    pytest.importorskip("iopath", reason="install iopath to run")
+    """A trainer's rank by its path manager, and who asks for a model by name."""
     root = str(Path(__file__).parents[2])
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, server],
+            [sys.executable, "-c", RANK, server, name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": root},
         )
-        for _ in range(2)
+        for name in ("mvitv2://toy", "toy")
     ]
     for rank in ranks:
         assert rank.stdout is not None and rank.stdout.readline() == "ready\n"
@@ -93,6 +94,7 @@ def test_of_two_processes_one_downloads(server: str, tmp_path: Path) -> None:
         assert rank.returncode == 0
     assert target.read_bytes() == BODY
     assert Slow.asked == ["/toy.pyth"]
+    assert [path.name for path in target.parent.iterdir()] == ["toy.pyth"]
 
 
 def test_path_manager(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
