@@ -26,7 +26,7 @@ Beside each other: what the model sees, and the same with the map, from dark to 
 The exit code is 0 where every input has its picture, 1 where some could not be read, 2 where
 nothing could be done.
 """
-CAMS = ("grad-cam", "hires-cam")  # these explain a class, by gradients
+CAMS = ("layer-cam", "grad-cam", "hires-cam")  # these explain a class, by gradients
 METHODS = (*CAMS, "attention", "rollout")
 SHOWN = 0.6  # of the map's colours in a drawing
 LEAST = 224  # pixels of the shorter side from which on a drawing is not enlarged
@@ -45,8 +45,13 @@ def add_explain(commands: Any) -> None:
         "--method", choices=METHODS, default=METHODS[0], help=f"default {METHODS[0]}"
     )
     where = command.add_mutually_exclusive_group()
-    where.add_argument("--block", type=int, help="number from 0, or from the end (default: last)")
-    where.add_argument("--stage", type=int, help="the last block of a stage, from 1")
+    where.add_argument("--block", type=int, help="number from 0, or from the end")
+    where.add_argument(
+        "--stage",
+        type=int,
+        help="the last block of a stage, from 1 (default: of the last stage but one; attention: of "
+        "the last)",
+    )
     command.add_argument(
         "--query",
         type=_query,
@@ -54,7 +59,7 @@ def add_explain(commands: Any) -> None:
         "T,H,W (default: the class token, or else the mean)",
     )
     command.add_argument(
-        "--target", type=int, help="class for grad-cam and hires-cam (default: the likeliest)"
+        "--target", type=int, help="class, for methods named cam (default: the likeliest)"
     )
     command.add_argument("--weights", metavar="FILE", help="for a plain variant")
     command.add_argument("--labels", metavar="FILE", help="names of the classes")
@@ -91,7 +96,7 @@ class Method:
         from mvitv2_core.explain import attention_maps, attention_rollout, grad_cam
 
         if self.name in CAMS:
-            return grad_cam(model, x, self.target, self.block, self.name == "hires-cam")
+            return grad_cam(model, x, self.target, self.block, self.name)
         if self.name == "rollout":
             return attention_rollout(model, x, self.query)
         return attention_maps(model, x, self.block, [self.query]).grid[:, 0].mean(dim=1)
@@ -116,14 +121,14 @@ def choose(model: Any, options: Any) -> Method:
     from mvitv2_core.explain import deepest_block, stage_block
     from mvitv2_core.explain.attention import block_index
 
-    name, count = options.method, len(model.blocks)
+    name, count, stages = options.method, len(model.blocks), len(model.config.stage_ends)
     given = options.block is not None or options.stage is not None
     if name == "rollout" and given:
         raise ValueError("--method rollout goes through all blocks: give no --block, no --stage")
     if name in CAMS and options.query is not None:
         raise ValueError(f"--query goes with attention and rollout, not with {name}")
     if name not in CAMS and options.target is not None:
-        raise ValueError(f"--target goes with {' and '.join(CAMS)}, not with {name}")
+        raise ValueError(f"--target goes with {', '.join(CAMS)}, not with {name}")
     classes = model.config.num_classes
     if options.target is not None and not 0 <= options.target < classes:
         raise ValueError(f"--target must be from 0 to {classes - 1}, got {options.target}")
@@ -134,9 +139,9 @@ def choose(model: Any, options: Any) -> Method:
         raise ValueError("--query cls: the model has no class token")
     elif isinstance(query, tuple) and len(query) != model.config.rank:
         raise ValueError(f"--query must have {model.config.rank} numbers, got {query}")
-    block = deepest_block(model) if name in CAMS else count - 1
+    # In the last stage cells have seen all others: its gradients point less at an object.
+    block = stage_block(model, -min(2, stages)) if name in CAMS else count - 1
     if options.stage is not None:
-        stages = len(model.config.stage_ends)
         if not 1 <= options.stage <= stages:
             raise ValueError(f"--stage must be from 1 to {stages}, got {options.stage}")
         block = stage_block(model, options.stage - 1)

@@ -1,17 +1,28 @@
-"""Grad-CAM of any block of a classifier, for images and clips."""
+"""Grad-CAM and its kin of any block of a classifier, for images and clips."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import torch
 from torch import Tensor
 
-from ..checks import check_flag, is_whole, refuse
+from ..checks import is_whole, refuse
 from ..features import feature_grid
 from ..model import Head, MViT, MViTClassifier
 from .attention import block_index
+
+# How (B, C, *grid) gradients of a block's output weigh its channels.
+METHODS: dict[str, Callable[[Tensor], Tensor]] = {
+    # Selvaraju et al. 2017, arXiv 1610.02391, section 3; of clips for each time on the grid, as
+    # PySlowFast's visualizer.
+    "grad-cam": lambda gradient: gradient.mean(dim=(-2, -1), keepdim=True),
+    # Jiang et al. 2021, LayerCAM (IEEE TIP 30), equation 5: each cell by what raises the score.
+    "layer-cam": torch.relu,
+    # Draelos and Carin 2020, arXiv 2011.08891: each cell by its own gradient.
+    "hires-cam": lambda gradient: gradient,
+}
 
 
 def grad_cam(
@@ -19,12 +30,11 @@ def grad_cam(
     x: Tensor,
     target: Tensor | int | None = None,
     block: int | None = None,
-    per_cell: bool = False,
+    method: str = "grad-cam",
 ) -> Tensor:
-    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391, section 3) of a block's output.
+    """Which cells of a block's output speak for a class.
 
-    ReLU of the sum over channels of the tokens, each weighed by the mean over height and width of
-    the target logit's gradient; of clips for each time on the grid, as PySlowFast's visualizer.
+    ReLU of the sum over channels of the tokens, each weighed by the target logit's gradient.
 
     Args:
         model: a classifier.
@@ -33,19 +43,21 @@ def grad_cam(
         block: number of the block, or None for the deepest that the head sees cells of: with a
             head on the class token that is the last but one, since of the last block's output it
             sees the class token alone.
-        per_cell: weigh each cell by its own gradient instead of the mean (HiResCAM, Draelos and
-            Carin 2020, arXiv 2011.08891). The mean counts cells that later blocks do not attend
-            to like those that they do; docs/explain.md has figures.
+        method: what of the gradient counts. "grad-cam": its mean over height and width, which
+            takes cells that later blocks do not attend to like those that they do; "layer-cam":
+            each cell's own, where positive; "hires-cam": each cell's own. docs/explain.md has
+            figures.
 
     Returns:
         (B, *grid) from 0 up, not scaled.
 
     Raises:
-        ValueError: no classifier, or a block or class that there is not.
+        ValueError: no classifier, or a block, class or method that there is not.
     """
     if not isinstance(model, MViTClassifier) or not isinstance(model.head, Head):
         refuse("model", "a classifier", type(model).__name__)
-    check_flag("per_cell", per_cell)
+    if method not in METHODS:
+        refuse("method", f"one of {', '.join(METHODS)}", method)
     deepest = deepest_block(model)
     index = deepest if block is None else block_index(model, block)
     if index > deepest:
@@ -60,8 +72,7 @@ def grad_cam(
         classes = logits.argmax(dim=1) if target is None else _classes(target, logits)
         score = logits.gather(1, classes[:, None]).sum()
     (gradient,) = torch.autograd.grad(score, tokens)
-    weights = feature_grid(gradient, thw)
-    weights = weights if per_cell else weights.mean(dim=(-2, -1), keepdim=True)
+    weights = METHODS[method](feature_grid(gradient, thw))
     return (weights * feature_grid(tokens.detach(), thw)).sum(dim=1).relu()
 
 

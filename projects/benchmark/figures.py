@@ -99,11 +99,31 @@ def predict_share() -> str:
     return f"{layout(lines, markdown=True)}\n{measured_on(results['machine'])}"
 
 
+def explain() -> str:
+    """What maps of the toy pictures point at, with a class token and without."""
+    results = kept("explain")
+    kinds = ("class token", "mean")
+    maps = {"top-1 of the classifier": "top1"}
+    for method, name in (("layer", "LayerCAM"), ("hires", "HiResCAM"), ("grad", "Grad-CAM")):
+        for stage in (1, 2):
+            maps[f"{name}, stage {stage}"] = f"{method}_cam_stage{stage}_on_object"
+    for block in range(4):
+        maps[f"attention of block {block}"] = f"attention_block{block}_on_object"
+    maps["rollout"] = "rollout_on_object"
+    lines = [["strongest cell in the box, of 200 pictures", "class token", "mean"]]
+    for shown, key in maps.items():
+        cells = ([100 * run[key] for run in results["runs"][kind]] for kind in kinds)
+        spreads = (f"{statistics.median(c):.1f} ({min(c):.1f} to {max(c):.1f}) %" for c in cells)
+        lines.append([shown, *spreads])
+    return f"{layout(lines, markdown=True)}\n{measured_on(results['machine'])}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "speed": lambda: speed(full=False),
     "speed_full": lambda: speed(full=True),
     "turns": turns,
     "predict_share": predict_share,
+    "explain": explain,
 }
 
 

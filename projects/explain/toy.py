@@ -1,10 +1,11 @@
 """Do explanations point at the object? A small classifier of drawn shapes, and its maps.
 
-    python -m projects.explain.toy [--out outputs/explain] [--steps 500]
+    python -m projects.explain.toy [--out outputs/explain] [--steps 1000] [--seeds 3]
 
 One shape of a class and a size of its own lies anywhere in a picture of 64 x 64 pixels, among
 spots of other colours. The model is trained here, then explains 200 fresh pictures. It does so
-twice: with a mean over the tokens, and with a class token. Writes results.json and the weights.
+with a mean over the tokens and with a class token, each with some seeds. Writes results.json, and
+weights and a picture of the first seed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 from mvitv2_core import MViTClassifier, MViTConfig
 from mvitv2_core.config import lay_out
 from mvitv2_core.explain import attention_maps, attention_rollout, enlarge, grad_cam, stage_block
+from mvitv2_core.explain.grad_cam import METHODS
 from mvitv2_core.rows import stage_rows
 from projects.video.scenes import box, draw_background, draw_look, paint
 
@@ -126,18 +128,20 @@ def share(maps: Tensor, boxes: Tensor) -> tuple[float, float]:
     return held.mean().item(), inside.mean().item()
 
 
-def measure(model: MViTClassifier, count: int = 200, seed: int = 1_000_000) -> dict[str, object]:
+def measure(model: MViTClassifier, count: int = 200, seed: int = 1_000_000) -> dict[str, float]:
     """What the maps of fresh pictures point at."""
     pictures = draw(np.random.default_rng(seed), count)
     images, labels, boxes = pictures
     with torch.no_grad():
         correct = (model(images).argmax(dim=1) == labels).double().mean().item()
-    results: dict[str, object] = {"pictures": count, "top1": correct}
+    results: dict[str, float] = {"pictures": count, "top1": correct}
     for stage in range(len(DEPTHS)):
         block = stage_block(model, stage)
-        for name in ("grad_cam", "hires_cam"):
-            cams = grad_cam(model, images, labels, block, per_cell=name == "hires_cam")
-            results[f"{name}_stage{stage + 1}_on_object"] = on_object(cams, boxes)
+        for method in METHODS:
+            cams = grad_cam(model, images, labels, block, method)
+            name = f"{method.replace('-', '_')}_stage{stage + 1}"
+            results[f"{name}_on_object"] = on_object(cams, boxes)
+            results[f"{name}_share"], _ = share(cams, boxes)
     query = "cls" if model.config.cls_token else "mean"
     for block in range(len(model.blocks)):
         maps = attention_maps(model, images, block, [query]).grid[:, 0].mean(dim=1)
@@ -153,15 +157,15 @@ def measure(model: MViTClassifier, count: int = 200, seed: int = 1_000_000) -> d
 
 
 def picture(model: MViTClassifier, target: Path, seed: int = 7, count: int = 6) -> None:
-    """Rows of pictures, of both gradient methods at stage 1, attention of block 2, rollout."""
+    """Rows of pictures, of two gradient methods at stage 1, attention of block 2, rollout."""
     from matplotlib.figure import Figure
 
     images, labels, _ = draw(np.random.default_rng(seed), count)
     query = "cls" if model.config.cls_token else "mean"
     block = stage_block(model, 0)
     rows = {
+        "LayerCAM": grad_cam(model, images, labels, block, "layer-cam"),
         "Grad-CAM": grad_cam(model, images, labels, block),
-        "HiResCAM": grad_cam(model, images, labels, block, per_cell=True),
         "attention": attention_maps(model, images, 2, [query]).grid[:, 0].mean(dim=1),
         "rollout": attention_rollout(model, images),
     }
@@ -185,18 +189,23 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/explain"))
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    results = {}
-    for kind in KINDS:
-        name = kind.replace(" ", "_")
-        model = train(kind, options.steps)
-        torch.save({"model_state": model.state_dict()}, options.out / f"{name}.pyth")
-        results[kind] = measure(model)
-        picture(model, options.out / f"{name}.png")
-        print(json.dumps({kind: results[kind]}, indent=2), flush=True)
-    (options.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    for seed in range(options.seeds):
+        for kind in KINDS:
+            model = train(kind, options.steps, seed)
+            runs[kind].append(measure(model, seed=1_000_000 + seed))
+            print(json.dumps({kind: runs[kind][-1], "seed": seed}, indent=2), flush=True)
+            if seed == 0:
+                name = kind.replace(" ", "_")
+                torch.save({"model_state": model.state_dict()}, options.out / f"{name}.pyth")
+                picture(model, options.out / f"{name}.png")
+    facts = {"torch": torch.__version__, "steps": options.steps, "batch": BATCH}
+    results = {"machine": {**facts, "runs": options.seeds}, "runs": runs}
+    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -298,13 +298,17 @@ def test_grad_cam_by_hooks(kind: str, block: int | None) -> None:
         maps, slopes = (
             part[:, extra:].unflatten(1, thw).movedim(-1, 1) for part in (tokens, gradient)
         )
-        weights = slopes.mean(dim=(-2, -1), keepdim=True)
-        expected = (maps * weights).sum(dim=1).clamp(min=0)
         got = grad_cam(model, x, torch.tensor([3, 1]), block)
-        assert torch.allclose(got, expected, rtol=0, atol=1e-12) and got.shape[1:] == tuple(thw)
-        expected = (maps * slopes).sum(dim=1).clamp(min=0)
-        own = grad_cam(model, x, torch.tensor([3, 1]), block, per_cell=True)
-        assert torch.allclose(own, expected, rtol=0, atol=1e-12)
+        methods = {
+            "grad-cam": slopes.mean(dim=(-2, -1), keepdim=True),
+            "layer-cam": slopes.clamp(min=0),
+            "hires-cam": slopes,
+        }
+        for method, weights in methods.items():
+            expected = (maps * weights).sum(dim=1).clamp(min=0)
+            own = grad_cam(model, x, torch.tensor([3, 1]), block, method)
+            assert torch.allclose(own, expected, rtol=0, atol=1e-12), method
+            assert torch.equal(own, got) == (method == "grad-cam")
         assert not got.requires_grad and all(p.grad is None for p in model.parameters())
         model.requires_grad_(False)  # frozen models too
         assert torch.equal(grad_cam(model, x, torch.tensor([3, 1]), block), got)
@@ -318,6 +322,8 @@ def test_grad_cam_takes_the_likeliest() -> None:
     for target in (5, -1, torch.tensor([1, 2]), 0.5, True):
         with pytest.raises(ValueError, match="target must be"):
             grad_cam(model, x, target)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="method must be one of grad-cam, layer-cam, hires-cam"):
+        grad_cam(model, x, method="cam")
     with pytest.raises(ValueError, match="model must be a classifier"):
         grad_cam(MViT(model.config), x)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="stage must be from -2 to 1"):

@@ -12,8 +12,9 @@ import torch
 
 from mvitv2_core import cli
 from mvitv2_core.explain import attention_maps, attention_rollout, grad_cam
+from mvitv2_core.explain.grad_cam import METHODS
 from mvitv2_slowfast.model_info import read_info
-from mvitv2_tools.explain import Method, beside, pixels_of
+from mvitv2_tools.explain import CAMS, Method, beside, pixels_of
 from tests.media_files import frame_number, picture, write_video
 from tests.tools.conftest import TINY_CLIP, TINY_STILL, Result, loading_cfg, slowfast_run
 
@@ -72,7 +73,7 @@ def test_a_video(explain: Any, tmp_path: Path) -> None:
     cfg = loading_cfg(TINY_CLIP)
     slowfast_run(tmp_path / "run", cfg)
     write_video(tmp_path / "v.mp4", frame_number(40, 48, 40))
-    for method in ("grad-cam", "attention", "rollout"):
+    for method in ("layer-cam", "attention", "rollout"):
         result = explain(
             tmp_path / "run", tmp_path / "v.mp4", "--out", tmp_path / "out", "--method", method
         )
@@ -94,7 +95,7 @@ def test_what_is_refused(explain: Any, still: Path) -> None:
     says("--target must be from 0 to 4", "--target", 5)
     says("no --block, no --stage", "--method", "rollout", "--block", 0)
     says("--query goes with attention", "--query", "mean")
-    says("--target goes with grad-cam and hires-cam", "--method", "attention", "--target", 1)
+    says("--target goes with layer-cam, grad-cam", "--method", "attention", "--target", 1)
     says("--query must have 3 numbers", "--method", "attention", "--query", "1,2")
     says("indices of the grid", "--method", "attention", "--query", "0,99,0")
     (still / "a" / "bad.png").write_bytes(b"no picture")
@@ -109,9 +110,10 @@ def test_maps_are_those_of_the_core(still: Path) -> None:
     query = "cls" if model.config.cls_token else "mean"
     expected = attention_maps(model, x, 1, [query]).grid[:, 0].mean(dim=1)
     assert torch.equal(Method("attention", 1, query).maps(model, x), expected)
-    assert torch.equal(Method("grad-cam", 0, target=2).maps(model, x), grad_cam(model, x, 2, 0))
-    expected = grad_cam(model, x, 2, 0, per_cell=True)
-    assert torch.equal(Method("hires-cam", 0, target=2).maps(model, x), expected)
+    assert set(CAMS) == set(METHODS)
+    for cam in CAMS:
+        expected = grad_cam(model, x, 2, 0, cam)
+        assert torch.equal(Method(cam, 0, target=2).maps(model, x), expected)
     assert torch.equal(Method("rollout", 2, query).maps(model, x), attention_rollout(model, x))
 
 
