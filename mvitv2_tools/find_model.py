@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,12 @@ def find_model(name: str, options: Options) -> tuple[Any, str]:
     Raises:
         ValueError, CheckpointError: no such model, or it cannot be had.
     """
+    # PySlowFast prints when it is imported, and standard output is for answers.
+    with redirect_stdout(sys.stderr):
+        return _find(name, options)
+
+
+def _find(name: str, options: Options) -> tuple[Any, str]:
     path = Path(name)
     if path.is_dir():
         return _from_folder(path, options)

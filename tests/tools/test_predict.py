@@ -17,6 +17,7 @@ from mvitv2_core.labels import read_labels
 from mvitv2_core.model_info import OFFICIAL, ModelInfo
 from mvitv2_core.transforms import ClipTransform, ImageTransform
 from mvitv2_slowfast.model_info import read_info
+from mvitv2_tools import find_model as find_model_module
 from mvitv2_tools import predict as predict_module
 from tests.compare import randomize
 from tests.media_files import frame_number, picture, set_rotation, write_video
@@ -347,3 +348,23 @@ def test_core_does_without_the_tools(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment
     )
     assert json.loads(result.stdout) == [], result.stderr
+
+
+def test_what_an_import_prints_is_no_answer(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PySlowFast does, which would come before the lines of JSON."""
+    slowfast_run(tmp_path / "run", loading_cfg(TINY_STILL))
+    Image.fromarray(picture(40, 40)).save(tmp_path / "a.png")
+    find = find_model_module._find
+
+    def noisy(*arguments: object) -> object:
+        print("Please update your PyTorchVideo")
+        return find(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(find_model_module, "_find", noisy)
+    result = predict(tmp_path / "run", tmp_path / "a.png", "--json")
+    assert result.code == 0 and "PyTorchVideo" in result.err
+    assert [json.loads(line)["input"] for line in result.out.splitlines()] == [
+        str(tmp_path / "a.png")
+    ]
