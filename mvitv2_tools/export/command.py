@@ -105,6 +105,11 @@ def check(options: Any) -> None:
     elif options.compile:
         from .to_package import check_compiler
 
+        if {"size", "frames"} & set(options.dynamic):
+            raise ValueError(
+                "--compile is for one size and number of frames: on free ones PyTorch's compiler "
+                "does not end in a reasonable time; make a package for each"
+            )
         check_compiler()
 
 

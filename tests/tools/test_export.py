@@ -116,6 +116,7 @@ def test_a_program_alone(run: Any, tmp_path: Path) -> None:
         (("{run}", "none/a.pt2"), "its folder is not there"),
         (("{run}", "a.onnx", "--compile"), "--compile is for .pt2"),
         (("{run}", "a.onnx", "--precision", "bfloat16"), "bfloat16 is for .pt2"),
+        (("{run}", "a.pt2", "--compile", "--dynamic", "size"), "--compile is for one size"),
         (("{run}", "a.pt2", "--frames", "4"), "takes images"),
         (("{run}", "a.pt2", "--random"), "name must be that of a model"),
         (("{run}", "a.pt2", "--random", "--weights", "w.pth"), "does not go with --weights"),
@@ -195,17 +196,23 @@ FULL_SIZES = {
 @pytest.mark.parametrize("route", [".onnx", ".pt2", ".pt2 --compile"])
 @pytest.mark.parametrize("name", list(FULL_SIZES))
 def test_full_size(name: str, route: str, tmp_path: Path, tally: Any) -> None:
-    """T and the clip model S, each size free, at five sizes that were not the example's."""
+    """T and the clip model S, each size free, at five sizes that were not the example's.
+
+    Compiled at the example's size alone, for other inputs than the example.
+    """
     if route == ".onnx":
         need_onnx()
     model: Any = randomize(create_model(name))
     classifier = Classifier(model, model.info, None, torch.device("cpu"))
+    compiled, sizes = "--compile" in route, FULL_SIZES[name]
     free = ("batch", "size", *(["frames"] if model.info.task == "clip" else []))
+    if compiled:
+        free, sizes = (), [(1, *model.config.input_size)] * 2
     subject = classifier_subject(classifier, 1, None, None, free)
-    file, compiled = tmp_path / f"model{route.split()[0]}", "--compile" in route
+    file = tmp_path / f"model{route.split()[0]}"
     export(subject, file, compiled=compiled, free=free)
     generator = torch.Generator().manual_seed(1)
-    inputs = [torch.randn(n, 3, *size, generator=generator) for n, *size in FULL_SIZES[name]]
+    inputs = [torch.randn(n, 3, *size, generator=generator) for n, *size in sizes]
     for x, got in zip(inputs, of_file(file, inputs, compiled), strict=True):
         with torch.no_grad():
             assert error(got, model(x)) < 1e-5, x.shape
