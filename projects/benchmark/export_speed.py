@@ -1,12 +1,13 @@
 """Exported files beside eager: speed and size, in turns, over separate processes.
 
-    python projects/benchmark/export_speed.py                         # about an hour, two threads
+    python projects/benchmark/export_speed.py                         # two threads
     python projects/benchmark/export_speed.py --models toy --rounds 1 # tries the script
     python projects/benchmark/export_speed.py --table OUT/results.json
 
 Each round starts one process for each route in turn, so that drift of the machine hits all alike.
 A process warms up, then takes the median of its calls; a row has the median and the range over the
-processes. Files are made once, for the shape of the example, and kept in --out.
+processes. Files are made once, for the shape of the example, and kept in --out. The documents show
+what lies under projects/benchmark/results/export_speed.json.
 """
 
 from __future__ import annotations

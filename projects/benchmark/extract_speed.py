@@ -1,6 +1,6 @@
 """What `mvitv2 extract` makes of a machine: its rows a second over the bare model's.
 
-    python projects/benchmark/extract_speed.py --out extract_speed.json
+    python projects/benchmark/extract_speed.py --out projects/benchmark/results/extract_speed.json
 
 Each round is a process of its own, in which the bare model and the extraction take turns on the
 same batches: the bare model gets them ready-made from memory; the extraction decodes files,
@@ -36,6 +36,7 @@ from mvitv2_tools.extract.settings import Settings
 from mvitv2_tools.extract.work import extract_tasks
 from mvitv2_tools.find_model import Options
 from mvitv2_tools.inputs import Input, find_inputs
+from projects.benchmark.bench import machine
 
 
 class Case(NamedTuple):
@@ -202,8 +203,9 @@ def main() -> None:
             hours = 1000 / row["seconds"] / made["median"]
             print(f"{'':14} 1000 hours of video are {hours:.0f} hours of such a process")
     if options.out:
-        about = {"torch": torch.__version__, "cpus": os.cpu_count(), "results": results}
-        Path(options.out).write_text(json.dumps(about, indent=1))
+        asked = {"device": "cpu", "dtype": "fp32", "runs": options.rounds, "repeats": 1}
+        facts = machine(argparse.Namespace(threads=options.threads, **asked))
+        Path(options.out).write_text(json.dumps({"machine": facts, "results": results}, indent=1))
 
 
 if __name__ == "__main__":

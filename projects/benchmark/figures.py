@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mvitv2_core.checkpoint.files import whole_file
+from projects.benchmark.export_speed import table
 from projects.benchmark.plots import draw_speed
 from projects.benchmark.report import RESULTS, layout, speed_text
 
@@ -99,6 +100,22 @@ def predict_share() -> str:
     return f"{layout(lines, markdown=True)}\n{measured_on(results['machine'])}"
 
 
+def extract() -> str:
+    """How busy ``mvitv2 extract`` keeps a model, and what a thousand hours of video would take."""
+    results = kept("extract_speed")
+    lines = [["inputs", "model", "rows a second", "share of the bare model's", "1000 hours"]]
+    for row in results["results"]:
+        rate, part, step = row["extract rows/s"], row["ratio"], row["seconds"]
+        inputs = f"video, a row every {step:.2f} s" if step else "pictures"
+        hours = f"{1000 / step / rate['median']:,.0f} hours" if step else ""
+        spreads = (
+            f"{r['median']:.{d}f} ({r['min']:.{d}f} to {r['max']:.{d}f})"
+            for r, d in ((rate, 2), (part, 3))
+        )
+        lines.append([inputs, row["model"], *spreads, hours])
+    return f"{layout(lines, markdown=True)}\n{measured_on(results['machine'])}"
+
+
 def explain() -> str:
     """What maps of the toy pictures point at, with a class token and without."""
     results = kept("explain")
@@ -124,6 +141,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "turns": turns,
     "predict_share": predict_share,
     "explain": explain,
+    "extract": extract,
+    "export": lambda: table(kept("export_speed")),
 }
 
 

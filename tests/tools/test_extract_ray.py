@@ -57,6 +57,34 @@ def test_two_workers(kill: bool, tmp_path: Path) -> None:
     assert contents(out) == contents(tmp_path / "local")
 
 
+@pytest.mark.parametrize("lose", [False, True])
+def test_a_cluster_by_its_address(lose: bool, tmp_path: Path) -> None:
+    """Two nodes on this machine, a worker on each; then with one that goes while it works."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    clip_model(tmp_path / "run")
+    videos = write_videos(tmp_path / "videos", *(120 + 20 * i for i in range(6)))
+    arguments = (tmp_path / "run", videos, "--stride", 1 / 30, "--batch", 2, "--out")
+    assert extract(*arguments, tmp_path / "local") == 1
+    out = tmp_path / "ray"
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+
+        def lose_one() -> None:
+            while len(list(out.glob("*.npy"))) < 2:
+                time.sleep(0.01)
+            cluster.remove_node(node, allow_graceful=False)
+
+        thread = threading.Thread(target=lose_one if lose else lambda: None)
+        thread.start()
+        options = ("--engine", "ray", "--address", cluster.address, "--workers", 2)
+        assert extract(*arguments, out, *options) == 1
+        thread.join()
+    finally:
+        cluster.shutdown()
+    assert contents(out) == contents(tmp_path / "local")
+
+
 def test_one_engine_ends_what_the_other_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
