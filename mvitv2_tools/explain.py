@@ -26,7 +26,7 @@ Beside each other: what the model sees, and the same with the map, from dark to 
 The exit code is 0 where every input has its picture, 1 where some could not be read, 2 where
 nothing could be done.
 """
-CAMS = ("layer-cam", "grad-cam", "hires-cam")  # these explain a class, by gradients
+CAMS = ("taylor", "grad-cam", "layer-cam", "hires-cam")  # these explain a class, by gradients
 METHODS = (*CAMS, "attention", "rollout")
 SHOWN = 0.6  # of the map's colours in a drawing
 LEAST = 224  # pixels of the shorter side from which on a drawing is not enlarged
@@ -59,7 +59,7 @@ def add_explain(commands: Any) -> None:
         "T,H,W (default: the class token, or else the mean)",
     )
     command.add_argument(
-        "--target", type=int, help="class, for methods named cam (default: the likeliest)"
+        "--target", type=int, help=f"class, for {', '.join(CAMS)} (default: the likeliest)"
     )
     command.add_argument("--weights", metavar="FILE", help="for a plain variant")
     command.add_argument("--labels", metavar="FILE", help="names of the classes")

@@ -13,15 +13,18 @@ from ..features import feature_grid
 from ..model import Head, MViT, MViTClassifier
 from .attention import block_index
 
-# How (B, C, *grid) gradients of a block's output weigh its channels.
-METHODS: dict[str, Callable[[Tensor], Tensor]] = {
+# From (B, C, *grid) tokens and the gradient there; sums over channels are what each cell says.
+METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # Selvaraju et al. 2017, arXiv 1610.02391, section 3; of clips for each time on the grid, as
     # PySlowFast's visualizer.
-    "grad-cam": lambda gradient: gradient.mean(dim=(-2, -1), keepdim=True),
+    "grad-cam": lambda tokens, slope: tokens * slope.mean(dim=(-2, -1), keepdim=True),
     # Jiang et al. 2021, LayerCAM (IEEE TIP 30), equation 5: each cell by what raises the score.
-    "layer-cam": torch.relu,
+    "layer-cam": lambda tokens, slope: tokens * slope.relu(),
     # Draelos and Carin 2020, arXiv 2011.08891: each cell by its own gradient.
-    "hires-cam": lambda gradient: gradient,
+    "hires-cam": lambda tokens, slope: tokens * slope,
+    # Gradient times the difference from a baseline (Ancona et al. 2018, arXiv 1711.06104, section
+    # 2), which here is the mean cell: tokens between blocks have no zero that means "nothing".
+    "taylor": lambda tokens, slope: (tokens - _mean_cell(tokens)) * slope,
 }
 
 
@@ -34,7 +37,7 @@ def grad_cam(
 ) -> Tensor:
     """Which cells of a block's output speak for a class.
 
-    ReLU of the sum over channels of the tokens, each weighed by the target logit's gradient.
+    ReLU of the sum over channels of the tokens, weighed by the target logit's gradient.
 
     Args:
         model: a classifier.
@@ -43,10 +46,11 @@ def grad_cam(
         block: number of the block, or None for the deepest that the head sees cells of: with a
             head on the class token that is the last but one, since of the last block's output it
             sees the class token alone.
-        method: what of the gradient counts. "grad-cam": its mean over height and width, which
-            takes cells that later blocks do not attend to like those that they do; "layer-cam":
-            each cell's own, where positive; "hires-cam": each cell's own. docs/explain.md has
-            figures.
+        method: "grad-cam" weighs by the gradient's mean over height and width, which takes cells
+            that later blocks do not attend to like those that they do; "layer-cam" by each cell's
+            own, where positive; "hires-cam" by each cell's own; "taylor" the difference from the
+            mean cell by each cell's own: what the logit would lose, to first order, if the cell
+            were that one. docs/explain.md has figures.
 
     Returns:
         (B, *grid) from 0 up, not scaled.
@@ -72,8 +76,13 @@ def grad_cam(
         classes = logits.argmax(dim=1) if target is None else _classes(target, logits)
         score = logits.gather(1, classes[:, None]).sum()
     (gradient,) = torch.autograd.grad(score, tokens)
-    weights = METHODS[method](feature_grid(gradient, thw))
-    return (weights * feature_grid(tokens.detach(), thw)).sum(dim=1).relu()
+    parts = METHODS[method](feature_grid(tokens.detach(), thw), feature_grid(gradient, thw))
+    return parts.sum(dim=1).relu()
+
+
+def _mean_cell(tokens: Tensor) -> Tensor:
+    """(B, C, *grid) -> (B, C, 1, ...)."""
+    return tokens.mean(dim=tuple(range(2, tokens.ndim)), keepdim=True)
 
 
 def deepest_block(model: MViT) -> int:

@@ -121,9 +121,9 @@ def explain() -> str:
     results = kept("explain")
     kinds = ("class token", "mean")
     maps = {"top-1 of the classifier": "top1"}
-    for method, name in (("layer", "LayerCAM"), ("hires", "HiResCAM"), ("grad", "Grad-CAM")):
+    for method in ("taylor", "layer-cam", "hires-cam", "grad-cam"):
         for stage in (1, 2):
-            maps[f"{name}, stage {stage}"] = f"{method}_cam_stage{stage}_on_object"
+            maps[f"`{method}`, stage {stage}"] = f"{method}_stage{stage}_on_object"
     for block in range(4):
         maps[f"attention of block {block}"] = f"attention_block{block}_on_object"
     maps["rollout"] = "rollout_on_object"

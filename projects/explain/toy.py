@@ -5,7 +5,7 @@
 One shape of a class and a size of its own lies anywhere in a picture of 64 x 64 pixels, among
 spots of other colours. The model is trained here, then explains 200 fresh pictures. It does so
 with a mean over the tokens and with a class token, each with some seeds. Writes results.json, and
-weights and a picture of the first seed.
+weights and a picture of each.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def measure(model: MViTClassifier, count: int = 200, seed: int = 1_000_000) -> d
         block = stage_block(model, stage)
         for method in METHODS:
             cams = grad_cam(model, images, labels, block, method)
-            name = f"{method.replace('-', '_')}_stage{stage + 1}"
+            name = f"{method}_stage{stage + 1}"
             results[f"{name}_on_object"] = on_object(cams, boxes)
             results[f"{name}_share"], _ = share(cams, boxes)
     query = "cls" if model.config.cls_token else "mean"
@@ -164,7 +164,7 @@ def picture(model: MViTClassifier, target: Path, seed: int = 7, count: int = 6) 
     query = "cls" if model.config.cls_token else "mean"
     block = stage_block(model, 0)
     rows = {
-        "LayerCAM": grad_cam(model, images, labels, block, "layer-cam"),
+        "Taylor": grad_cam(model, images, labels, block, "taylor"),
         "Grad-CAM": grad_cam(model, images, labels, block),
         "attention": attention_maps(model, images, 2, [query]).grid[:, 0].mean(dim=1),
         "rollout": attention_rollout(model, images),
@@ -199,10 +199,9 @@ def main() -> None:
             model = train(kind, options.steps, seed)
             runs[kind].append(measure(model, seed=1_000_000 + seed))
             print(json.dumps({kind: runs[kind][-1], "seed": seed}, indent=2), flush=True)
-            if seed == 0:
-                name = kind.replace(" ", "_")
-                torch.save({"model_state": model.state_dict()}, options.out / f"{name}.pyth")
-                picture(model, options.out / f"{name}.png")
+            name = f"{kind.replace(' ', '_')}_{seed}"
+            torch.save({"model_state": model.state_dict()}, options.out / f"{name}.pyth")
+            picture(model, options.out / f"{name}.png")
     facts = {"torch": torch.__version__, "steps": options.steps, "batch": BATCH}
     results = {"machine": {**facts, "runs": options.seeds}, "runs": runs}
     (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")

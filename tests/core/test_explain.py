@@ -300,17 +300,19 @@ def test_grad_cam_by_hooks(kind: str, block: int | None) -> None:
         maps, slopes = (
             part[:, extra:].unflatten(1, thw).movedim(-1, 1) for part in (tokens, gradient)
         )
-        got = grad_cam(model, x, torch.tensor([3, 1]), block)
+        got = grad_cam(model, x, torch.tensor([3, 1]), block, "grad-cam")
+        assert torch.equal(got, grad_cam(model, x, torch.tensor([3, 1]), block))
+        means = maps.flatten(2).mean(dim=2).view(*maps.shape[:2], *[1] * len(thw))
         methods = {
-            "grad-cam": slopes.mean(dim=(-2, -1), keepdim=True),
-            "layer-cam": slopes.clamp(min=0),
-            "hires-cam": slopes,
+            "grad-cam": maps * slopes.mean(dim=(-2, -1), keepdim=True),
+            "layer-cam": maps * slopes.clamp(min=0),
+            "hires-cam": maps * slopes,
+            "taylor": (maps - means) * slopes,
         }
-        for method, weights in methods.items():
-            expected = (maps * weights).sum(dim=1).clamp(min=0)
+        for method, parts in methods.items():
+            expected = parts.sum(dim=1).clamp(min=0)
             own = grad_cam(model, x, torch.tensor([3, 1]), block, method)
             assert torch.allclose(own, expected, rtol=0, atol=1e-12), method
-            assert torch.equal(own, got) == (method == "grad-cam")
         assert not got.requires_grad and all(p.grad is None for p in model.parameters())
         model.requires_grad_(False)  # frozen models too
         assert torch.equal(grad_cam(model, x, torch.tensor([3, 1]), block), got)
@@ -324,7 +326,9 @@ def test_grad_cam_takes_the_likeliest() -> None:
     for target in (5, -1, torch.tensor([1, 2]), 0.5, True):
         with pytest.raises(ValueError, match="target must be"):
             grad_cam(model, x, target)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="method must be one of grad-cam, layer-cam, hires-cam"):
+    with pytest.raises(
+        ValueError, match="method must be one of grad-cam, layer-cam, hires-cam, taylor"
+    ):
         grad_cam(model, x, method="cam")
     with pytest.raises(ValueError, match="model must be a classifier"):
         grad_cam(MViT(model.config), x)  # type: ignore[arg-type]

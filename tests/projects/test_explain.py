@@ -30,7 +30,7 @@ def test_pictures_and_measures() -> None:
 
 def test_measuring_runs() -> None:
     results = toy.measure(toy.train("class token", 1, quiet=True), count=2)
-    assert results["pictures"] == 2 and len(results) == 2 + 12 + 8 + 3
+    assert results["pictures"] == 2 and len(results) == 2 + 16 + 8 + 3
 
 
 @pytest.mark.slow
@@ -39,4 +39,4 @@ def test_what_the_page_says() -> None:
     held = toy.measure(toy.train("class token", 1000, quiet=True))
     assert held["top1"] > 0.9 and held["attention_block2_on_object"] > 0.95
     assert held["attention_block2_share"] > 5 * held["area_share"]
-    assert held["rollout_on_object"] > 0.85 and held["layer_cam_stage1_on_object"] > 0.9
+    assert held["rollout_on_object"] > 0.85 and held["taylor_stage1_on_object"] > 0.9

@@ -73,7 +73,7 @@ def test_a_video(explain: Any, tmp_path: Path) -> None:
     cfg = loading_cfg(TINY_CLIP)
     slowfast_run(tmp_path / "run", cfg)
     write_video(tmp_path / "v.mp4", frame_number(40, 48, 40))
-    for method in ("layer-cam", "attention", "rollout"):
+    for method in ("taylor", "attention", "rollout"):
         result = explain(
             tmp_path / "run", tmp_path / "v.mp4", "--out", tmp_path / "out", "--method", method
         )
@@ -95,7 +95,7 @@ def test_what_is_refused(explain: Any, still: Path) -> None:
     says("--target must be from 0 to 4", "--target", 5)
     says("no --block, no --stage", "--method", "rollout", "--block", 0)
     says("--query goes with attention", "--query", "mean")
-    says("--target goes with layer-cam, grad-cam", "--method", "attention", "--target", 1)
+    says("--target goes with taylor, grad-cam", "--method", "attention", "--target", 1)
     says("--query must have 3 numbers", "--method", "attention", "--query", "1,2")
     says("indices of the grid", "--method", "attention", "--query", "0,99,0")
     (still / "a" / "bad.png").write_bytes(b"no picture")
