@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from mvitv2_core import MViT, MViTClassifier, MViTConfig
 from mvitv2_core.checkpoint.formats import from_project
-from mvitv2_core.explain import attention as attention_module
 from mvitv2_core.explain import (
+    BlockAttention,
     attention_maps,
     attention_rollout,
     deepest_block,
@@ -24,6 +24,8 @@ from mvitv2_core.explain import (
     grad_cam,
     stage_block,
 )
+from mvitv2_core.explain import attention as attention_module
+from mvitv2_core.explain.attention import query_rows
 from mvitv2_core.explain.rollout import spread
 from tests.compare import error, randomize
 from tests.small import KINDS, small_input, small_model, stage_blocks
@@ -148,15 +150,18 @@ def test_equal_to_mvit_v2_s(tally: Callable[..., None]) -> None:
     theirs, ours = torchvision_pair((16, 224, 224))
     x = torch.randn(1, 3, 16, 224, 224, dtype=F64, generator=torch.Generator().manual_seed(0))
     kept = softmaxes(theirs, x)
-    assert len(kept) == 16
-    for block, expected in enumerate(kept):
-        maps = attention_maps(ours, x, block, ["cls", "mean", (3, 2, 5)])
-        _, h, w = list(ours.walk(x))[block][1]
+    with torch.no_grad():
+        stages = [ours.embed(x), *ours.walk(x)]
+    assert len(kept) == len(ours.blocks) == 16
+    for block, (tokens, thw), expected in zip(ours.blocks, stages, kept, strict=False):
+        attention = BlockAttention(block.attn, block.norm1(tokens), thw)
+        rows = query_rows(["cls", "mean", (3, 2, 5)], attention.q_thw, True)
+        got = attention.apply(rows[None])
+        _, h, w = attention.q_thw
         cell = 1 + (3 * h + 2) * w + 5
         chosen = (expected[:, :, 0], expected[:, :, 1:].mean(dim=2), expected[:, :, cell])
         for query, row in enumerate(chosen):
-            assert error(maps.grid[:, query].flatten(2), row[..., 1:]) < 1e-10
-            assert error(maps.cls[:, query], row[..., 0]) < 1e-10
+            assert error(got[:, query], row) < 1e-10
         tally(CLAIM)
 
 
