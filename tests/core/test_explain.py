@@ -323,6 +323,24 @@ def test_grad_cam_by_hooks(kind: str, block: int | None) -> None:
         assert torch.equal(grad_cam(model, x, torch.tensor([3, 1]), block), got)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "MLP" not in kind])
+def test_a_stage_is_read_through_a_norm(kind: str) -> None:
+    """No scale of a cell counts there: its gradient is at right angles to it, HiResCAM is 0.
+
+    Where attention widens, as in all MViTv2: a width in the MLP leaves the shortcut as it is.
+    """
+    model, x = small_model(kind).double().eval(), small_input(kind, dtype=F64)
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 0.0
+    end, *others = model.config.stage_ends
+    assert others and model.blocks[end + 1].widens_in_attention
+    largest = grad_cam(model, x, 1, end, "taylor").max()
+    assert largest > 0 and grad_cam(model, x, 1, end, "hires-cam").max() < 1e-12 * largest
+    if end:  # within a stage the shortcut reads it too
+        assert grad_cam(model, x, 1, end - 1, "hires-cam").max() > 1e-3 * largest
+
+
 def test_grad_cam_takes_the_likeliest() -> None:
     model, x = small_model("image").eval(), small_input("image", batch=4)
     with torch.no_grad():

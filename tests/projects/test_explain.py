@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from projects.explain import toy
+from projects.explain import toy, why
 
 
 def test_pictures_and_measures() -> None:
@@ -31,6 +33,16 @@ def test_pictures_and_measures() -> None:
 def test_measuring_runs() -> None:
     results = toy.measure(toy.train("class token", 1, quiet=True), count=2)
     assert results["pictures"] == 2 and len(results) == 2 + 16 + 8 + 3
+
+
+def test_why_runs(tmp_path: Path) -> None:
+    """HiResCAM's product is 0 at a stage's end but for the norm's epsilon."""
+    trained = toy.train("mean", 1, quiet=True)
+    torch.save({"model_state": trained.state_dict()}, tmp_path / "mean_0.pyth")
+    model = why.read(str(tmp_path / "mean_0.pyth"))
+    assert 0 <= why.agreement(model, 2).pop("product_to_its_parts") < 1e-2
+    held = why.two_shapes(model, 2)
+    assert len(held) == 2 * 4 and all(0 <= value <= 1 for value in held.values())
 
 
 @pytest.mark.slow
