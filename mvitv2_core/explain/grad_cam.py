@@ -46,11 +46,12 @@ def grad_cam(
         block: number of the block, or None for the deepest that the head sees cells of: with a
             head on the class token that is the last but one, since of the last block's output it
             sees the class token alone.
-        method: "grad-cam" weighs by the gradient's mean over height and width, which takes cells
-            that later blocks do not attend to like those that they do; "layer-cam" by each cell's
-            own, where positive; "hires-cam" by each cell's own; "taylor" the difference from the
-            mean cell by each cell's own: what the logit would lose, to first order, if the cell
-            were that one. docs/explain.md has figures.
+        method: "grad-cam" weighs by the gradient's mean over height and width, from which single
+            cells' gradients differ much; "layer-cam" by each cell's own, where positive;
+            "hires-cam" by each cell's own, which is 0 but for rounding where a norm alone reads
+            the block, as at a stage's end; "taylor" the difference from the mean cell by each
+            cell's own: what the logit would lose, to first order, if the cell were that one.
+            docs/explain.md has figures.
 
     Returns:
         (B, *grid) from 0 up, not scaled.
