@@ -25,7 +25,7 @@ class Detector:
         image_format: channels that the model takes, "RGB" or "BGR".
         labels: names by index, None where they are not known.
         device: where the model runs.
-        score: least score of an object that counts.
+        score: least score of an object that counts. Where the model drops more, it drops that.
         every: of a video, each how-manieth frame is looked at.
         draw: make drawings.
         stuff: of a panoptic model's stuff, detectron2's ``stuff_classes`` and ``stuff_colors``,
@@ -49,6 +49,9 @@ class Detector:
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"image_format must be RGB or BGR, got {image_format!r}")
         self.model, self.device = model.to(device).eval(), device
+        for module in model.modules():  # heads drop what their config says before it gets here
+            if getattr(module, "test_score_thresh", 0) > score:
+                module.test_score_thresh = score  # type: ignore[assignment]
         self.augmentations = AugmentationList(list(augmentations))
         self.image_format, self.labels = image_format, labels
         self.score, self.every, self.draw = score, every, draw

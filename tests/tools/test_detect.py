@@ -20,6 +20,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from mvitv2_d2.env import setup_environment
+from mvitv2_tools.detect import Detector
 from tests.media_files import frame_number, picture, write_video
 from tests.tools.conftest import Predict
 
@@ -74,6 +75,16 @@ def pictures(tmp_path: Path) -> Path:
     for index, size in enumerate([(120, 100), (120, 100), (100, 140), (64, 64)]):
         Image.fromarray(picture(*size, seed=index)).save(folder / f"{index}.png")
     return folder
+
+
+def test_a_score_below_the_configs() -> None:
+    """Or an object would be dropped before it is asked for; a higher score leaves it."""
+    cfg = LazyConfig.load(str(ROOT / "projects/detection/configs/toy_mask_rcnn_mvitv2.py"))
+    cfg.model.roi_heads.box_predictor.test_score_thresh = 0.05
+    for score, expected in ((0.0, 0.0), (0.5, 0.05)):
+        model = instantiate(cfg.model)
+        Detector(model, [], "RGB", None, torch.device("cpu"), score)
+        assert model.roi_heads.box_predictor.test_score_thresh == expected
 
 
 def check(row: dict[str, Any], instances: Any) -> None:
