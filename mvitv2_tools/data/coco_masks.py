@@ -91,8 +91,9 @@ def _wrong_run_lengths(mask: dict[str, Any], height: int, width: int) -> str:
 
 
 def read_run_lengths(text: str) -> list[int] | None:
-    """COCO's compressed ``counts``: five bits a character; from the fourth on, what is added to the one
-    before the last.
+    """COCO's compressed ``counts``: five bits a character.
+
+    From the fourth on, each is what is added to the one two before it.
 
     Read here and not by pycocotools, of which old versions read past the end of a wrong text.
     Source: ``rleFrString`` of cocoapi's maskApi.c.

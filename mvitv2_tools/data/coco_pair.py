@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 from .coco_check import Split, is_box
 from .findings import Findings
 
