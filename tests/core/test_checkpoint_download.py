@@ -222,7 +222,7 @@ def test_failed_download_says_where_a_copy_belongs(
 
     monkeypatch.setattr(hub, "download", fail)
     place = str(tmp_path / "hub/checkpoints/MViTv2_T_in1k.pyth")
-    with pytest.raises(CheckpointError, match="no connection; a copy.* at ") as raised:
+    with pytest.raises(CheckpointError, match=r"no connection; a copy.* at ") as raised:
         hub.official_path("mvitv2_tiny_in1k")
     assert place in str(raised.value)
 
