@@ -158,9 +158,7 @@ def test_videos(predict: Predict, lazy_run: Path, tmp_path: Path) -> None:
             assert float(container.streams.video[0].average_rate) == pytest.approx(15)
 
 
-def test_a_strip_does_not_stop_the_others(
-    predict: Predict, lazy_run: Path, pictures: Path
-) -> None:
+def test_a_strip_does_not_stop_the_others(predict: Predict, lazy_run: Path, pictures: Path) -> None:
     """Resized to the longest side allowed, nothing would be left of the other."""
     Image.fromarray(picture(3000, 3)).save(pictures / "2_strip.png")
     result = predict(lazy_run, pictures, "--json", "--score", 0)
