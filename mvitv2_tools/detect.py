@@ -84,6 +84,8 @@ class Detector:
                     yield previous
                 pixels = video.to_tensor(frame.picture).numpy()
                 end = frame.seconds + self.every / video.fps
+                if video.duration is not None:  # what is left may be less than so many frames
+                    end = max(min(end, video.duration), frame.seconds + 1 / video.fps)
                 previous = self._part(item, pixels, (frame.seconds, end))
             if previous is None:
                 raise MediaError(f"{item.path}: no frame could be decoded")
@@ -93,13 +95,23 @@ class Detector:
                 yield Part(item, error=problem)
 
     def _part(self, item: Input, rgb: Any, span: tuple[float, float] | None) -> Part:
-        """The steps of detectron2's ``DefaultPredictor`` up to the model."""
+        """The steps of detectron2's ``DefaultPredictor`` up to the model.
+
+        Raises:
+            MediaError: a strip that resizing would leave without a single row or column.
+        """
         from detectron2.data.transforms import AugInput
 
-        pixels = AugInput(rgb if self.image_format == "RGB" else rgb[:, :, ::-1])
-        self.augmentations(pixels)
-        image = torch.as_tensor(pixels.image.astype("float32").transpose(2, 0, 1))
         height, width = rgb.shape[:2]
+        pixels = AugInput(rgb if self.image_format == "RGB" else rgb[:, :, ::-1])
+        try:
+            self.augmentations(pixels)
+        except ValueError as error:
+            raise MediaError(
+                f"{item.path}: {width}x{height} pixels cannot be resized as the config has it: "
+                f"{error}"
+            ) from error
+        image = torch.as_tensor(pixels.image.astype("float32").transpose(2, 0, 1))
         return Part(
             item,
             {"image": image, "height": height, "width": width},
