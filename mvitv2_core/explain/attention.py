@@ -6,13 +6,12 @@ that images of detection size and long clips fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from math import prod
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import plain
@@ -47,23 +46,23 @@ class BlockAttention:
         x: (B, N, dim) normalised tokens that come into it.
         thw: their grid.
 
-    ``q_thw`` and ``k_thw`` are the pooled grids of its queries and keys.
+    ``q_thw`` and ``k_thw`` are the pooled grids of its queries and keys. No gradient flows back.
     """
 
+    @torch.no_grad()
     def __init__(self, attn: Any, x: Tensor, thw: Sequence[int]) -> None:
         heads = (attn.num_heads, attn.head_dim)
         q, k, _ = (part.unflatten(-1, heads) for part in plain.split_qkv(x, attn.qkv))
         pools_q, pools_k = ([attn.pool_q], [attn.norm_q]), ([attn.pool_k], [attn.norm_k])
         (self.q,), self.q_thw = plain.pool_heads([q], thw, *pools_q, attn.cls_token)
         (self.k,), self.k_thw = plain.pool_heads([k], thw, *pools_k, attn.cls_token)
-        self.cls, self.windows = int(attn.cls_token), attn.windows
+        self.cls, self.windows = attn.cls_token, attn.windows
         tables = [getattr(attn, f"rel_pos_{axis}") for axis in attn.axes]
         self.axes = [axis for axis, table in enumerate(tables) if table is not None]
         sizes = zip(tables, self.q_thw, self.k_thw, *(self.windows or ()), strict=True)
         rows = [axis_rows(*axis) for axis in sizes]
-        terms = rel_pos_terms(self.q[:, self.cls :], rows, self.q_thw)
-        # The class token's query has no positions.
-        self.terms = [F.pad(term, (0, 0, 0, 0, self.cls, 0)) for term in terms]
+        cells = plain.split_cls_token(self.q, self.cls)[1]
+        self.terms = rel_pos_terms(cells, rows, self.q_thw)
 
     def apply(self, rows: Tensor) -> Tensor:
         """Weighted sums of the queries' attention.
@@ -74,44 +73,45 @@ class BlockAttention:
         Returns:
             (B, n, heads, Nk) ``rows @ softmax`` for each head; class token first.
         """
+        # (B, n, Nq) -> (B, Nq, 1, n)
+        factors = rows.transpose(1, 2)[:, :, None]
         if self.windows is None:
-            return self._sum(rows, self.q, self.k, self.terms, self.k_thw).transpose(1, 2)
-        q_window, k_window = self.windows
-        q, *terms = (plain.partition(t, self.q_thw, q_window) for t in (self.q, *self.terms))
-        k = plain.partition(self.k, self.k_thw, k_window)
-        # (B, n, Nq) -> (B, Nq, n, 1) -> (B * windows, cells, n, 1) -> (B * windows, n, cells)
-        parts = plain.partition(rows.transpose(1, 2)[..., None], self.q_thw, q_window)
-        summed = self._sum(parts[..., 0].transpose(1, 2), q, k, terms, k_window)
-        # (B * windows, heads, n, cells) -> (B * windows, cells, heads, n) -> (B, Nk, heads, n)
-        summed = plain.unpartition(summed.permute(0, 3, 1, 2), len(rows), self.k_thw, k_window)
+            summed = self._sum(factors, self.q, self.k, self.terms, self.k_thw)
+        else:
+            q_window, k_window = self.windows
+            parts = (factors, self.q, *self.terms)
+            factors, q, *terms = (plain.partition(x, self.q_thw, q_window) for x in parts)
+            k = plain.partition(self.k, self.k_thw, k_window)
+            summed = self._sum(factors, q, k, terms, k_window)
+            summed = plain.unpartition(summed, len(rows), self.k_thw, k_window)
+        # (B, Nk, heads, n) -> (B, n, heads, Nk)
         return summed.permute(0, 3, 2, 1)
 
     def _sum(
-        self, rows: Tensor, q: Tensor, k: Tensor, terms: Iterable[Tensor], k_thw: Sequence[int]
+        self, factors: Tensor, q: Tensor, k: Tensor, terms: Sequence[Tensor], k_thw: Sequence[int]
     ) -> Tensor:
-        """(B, n, Nq) -> (B, heads, n, Nk), of queries with a factor alone."""
-        batch, keys, heads, _ = k.shape
-        total = q.new_zeros(batch, heads, rows.shape[1], keys)
-        used = rows.flatten(0, 1).any(dim=0).nonzero()[:, 0]
-        for index in used.split(max(1, CHUNK // (batch * heads * keys))):
-            chosen = [term[:, index] for term in terms]
-            weights = self._logits(q[:, index], k, chosen, k_thw).softmax(dim=-1)
-            # (B, 1, n, chunk) @ (B, heads, chunk, Nk)
-            total += rows[:, None, :, index] @ weights
-        return total
+        """(B, Nq, 1, n) -> (B, Nk, heads, n), of queries with a factor alone.
 
-    def _logits(
-        self, q: Tensor, k: Tensor, terms: Sequence[Tensor], k_thw: Sequence[int]
-    ) -> Tensor:
-        """``plain.attention``'s, of a chunk of queries: (B, heads, chunk, Nk)."""
-        logits = (q * q.shape[-1] ** -0.5).transpose(1, 2) @ k.permute(0, 2, 3, 1)
-        for axis, term in zip(self.axes, terms, strict=True):
-            # -> (B, heads, chunk, 1.., k_size, ..1) -> (B, heads, chunk, Nk)
-            shape = [k_thw[a] if a == axis else 1 for a in range(len(k_thw))]
-            positions = term.transpose(1, 2).unflatten(-1, shape)
-            positions = positions.expand(*positions.shape[:3], *k_thw).flatten(3)
-            logits = logits + F.pad(positions, (self.cls, 0))
-        return logits
+        ``rows @ softmax`` is the gradient of ``rows * (softmax @ v)`` by v, whatever v is: the
+        weights are those of the plain definition itself.
+        """
+        batch, keys, heads, _ = k.shape
+        row, factors = plain.split_cls_token(factors, self.cls)
+        q_row, q = plain.split_cls_token(q, self.cls)
+        total = k.new_zeros(batch, keys, heads, factors.shape[-1])
+        used = factors.transpose(0, 1).flatten(1).any(dim=1).nonzero()[:, 0]
+        for index in used.split(max(1, CHUNK // (batch * heads * keys) - int(self.cls))):
+            # The class token's row leads every chunk, and counts in the first.
+            chunk = plain.join_cls_token(q_row, q[:, index])
+            chosen = [term[:, index] for term in terms]
+            with torch.inference_mode(False), torch.enable_grad():
+                v = torch.zeros_like(total, requires_grad=True)
+                grids = (self.q_thw, k_thw)
+                out = plain.attention(chunk, k, v, chosen, self.axes, *grids, self.cls)
+            counted = plain.join_cls_token(row, factors[:, index]).expand_as(out)
+            total += torch.autograd.grad(out, v, counted)[0]
+            row = None if row is None else torch.zeros_like(row)
+        return total
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ def attention_maps(
     attention = BlockAttention(module.attn, module.norm1(tokens), thw)
     rows = query_rows(queries, attention.q_thw, model.config.cls_token).to(attention.q)
     weights = attention.apply(rows.expand(len(tokens), -1, -1))
-    row, grid = weights.split((attention.cls, prod(attention.k_thw)), dim=-1)
+    row, grid = weights.split((int(attention.cls), prod(attention.k_thw)), dim=-1)
     maps = grid.unflatten(-1, attention.k_thw)
     return AttentionMaps(maps, row[..., 0] if attention.cls else None)
 

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from mvitv2_core import MViT, MViTClassifier, MViTConfig
 from mvitv2_core.checkpoint.formats import from_project
-from mvitv2_core.explain import attention as attention_module
 from mvitv2_core.explain import (
+    BlockAttention,
     attention_maps,
     attention_rollout,
     deepest_block,
@@ -24,6 +24,8 @@ from mvitv2_core.explain import (
     grad_cam,
     stage_block,
 )
+from mvitv2_core.explain import attention as attention_module
+from mvitv2_core.explain.attention import query_rows
 from mvitv2_core.explain.rollout import spread
 from tests.compare import error, randomize
 from tests.small import KINDS, small_input, small_model, stage_blocks
@@ -130,9 +132,10 @@ def torchvision_pair(size: tuple[int, int, int], **shape: Any) -> tuple[nn.Modul
     return theirs, ours
 
 
-def test_equal_to_torchvision(tally: Callable[..., None]) -> None:
+def test_equal_to_torchvision(tally: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     size = (4, 32, 32)
     theirs, ours = torchvision_pair(size, depths=(1, 2), embed_dim=16)
+    monkeypatch.setattr(attention_module, "CHUNK", 5000)  # several chunks
     x = torch.randn(2, 3, *size, dtype=F64, generator=torch.Generator().manual_seed(0))
     kept = softmaxes(theirs, x)
     assert len(kept) == 3 and ours.config.cls_token
@@ -147,15 +150,18 @@ def test_equal_to_mvit_v2_s(tally: Callable[..., None]) -> None:
     theirs, ours = torchvision_pair((16, 224, 224))
     x = torch.randn(1, 3, 16, 224, 224, dtype=F64, generator=torch.Generator().manual_seed(0))
     kept = softmaxes(theirs, x)
-    assert len(kept) == 16
-    for block, expected in enumerate(kept):
-        maps = attention_maps(ours, x, block, ["cls", "mean", (3, 2, 5)])
-        _, h, w = list(ours.walk(x))[block][1]
+    with torch.no_grad():
+        stages = [ours.embed(x), *ours.walk(x)]
+    assert len(kept) == len(ours.blocks) == 16
+    for block, (tokens, thw), expected in zip(ours.blocks, stages, kept, strict=False):
+        attention = BlockAttention(block.attn, block.norm1(tokens), thw)
+        rows = query_rows(["cls", "mean", (3, 2, 5)], attention.q_thw, True)
+        got = attention.apply(rows[None])
+        _, h, w = attention.q_thw
         cell = 1 + (3 * h + 2) * w + 5
         chosen = (expected[:, :, 0], expected[:, :, 1:].mean(dim=2), expected[:, :, cell])
         for query, row in enumerate(chosen):
-            assert error(maps.grid[:, query].flatten(2), row[..., 1:]) < 1e-10
-            assert error(maps.cls[:, query], row[..., 0]) < 1e-10
+            assert error(got[:, query], row) < 1e-10
         tally(CLAIM)
 
 
@@ -175,8 +181,9 @@ def test_queries(kind: str) -> None:
     assert error(maps.grid[:, 1], chosen) < 1e-12
     assert error(maps.grid[:, 2], grid[(slice(None), slice(None), *cell)]) < 1e-12
     assert (maps.cls is not None) == model.config.cls_token
-    alone = attention_maps(model, x[1:], 1).grid
-    assert error(maps.grid[1:, :1], alone) < 1e-12
+    with torch.inference_mode():
+        alone = attention_maps(model, x[1:], 1).grid
+    assert error(maps.grid[1:, :1], alone) < 1e-12 and not maps.grid.requires_grad
 
 
 def test_no_tensor_of_queries_by_keys(monkeypatch: pytest.MonkeyPatch) -> None:
