@@ -52,7 +52,7 @@ def open_image(path: str | os.PathLike[str]) -> Image:
         with Image.open(file) as image:
             upright = ImageOps.exif_transpose(image)
     except OSError as error:  # Pillow's own for damaged and unknown files
-        cause = error.strerror or str(error).replace(repr(file), "").strip()
+        cause = _cause(error, file).replace(repr(file), "").strip()
         raise MediaError(f"{file}: cannot be read as a picture: {cause}") from error
     except Image.DecompressionBombError as error:
         raise MediaError(f"{file}: {error}") from error
@@ -194,7 +194,8 @@ class Video:
         try:
             self._container = av.open(self.file)
         except self._errors as error:
-            raise MediaError(f"{self.file}: cannot be read as a video: {_cause(error)}") from error
+            cause = _cause(error, self.file)
+            raise MediaError(f"{self.file}: cannot be read as a video: {cause}") from error
         streams = self._container.streams.video
         if not streams:
             self._container.close()
@@ -252,5 +253,7 @@ def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     return short_side, int(height * short_side / width + 0.5)
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: Exception, file: str = "") -> str:
+    if file and os.path.isfile(file) and not os.path.getsize(file):
+        return "the file is empty"
     return getattr(error, "strerror", None) or str(error)

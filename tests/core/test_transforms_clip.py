@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mvitv2_core.media import MediaError, Video, scaled_size
+from mvitv2_core.media import MediaError, Video, open_image, scaled_size
 from mvitv2_core.model_info import official_info
 from mvitv2_core.transforms import ClipTransform
 from tests.media_files import INFO, frame_number, lit, set_rotation, write_video
@@ -155,6 +155,17 @@ def test_broken_tail(tmp_path: Path) -> None:
     (tmp_path / "cut.mp4").write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(MediaError, match=r"cut\.mp4: cannot be read as a video"):
         read(tmp_path / "cut.mp4")
+
+
+def test_empty_files(tmp_path: Path) -> None:
+    """Said so, where FFmpeg and Pillow speak of invalid data."""
+    pytest.importorskip("PIL", reason="pictures need Pillow: pip install Pillow")
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(MediaError, match=r"a\.mp4: cannot be read as a video: the file is empty"):
+        read(tmp_path / "a.mp4")
+    with pytest.raises(MediaError, match=r"a\.jpg: cannot be read as a picture: the file is empty"):
+        open_image(tmp_path / "a.jpg")
 
 
 def test_ten_bits_and_sound(tmp_path: Path) -> None:

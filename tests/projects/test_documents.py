@@ -154,6 +154,7 @@ BLOCKS = [
     Block("docs/extract.md", "read_features", needs="needs what the command before it leaves"),
     Block("docs/extract.md", "mvitv2_tools.extract.picture", needs=TRAINED),
     Block("docs/extract.md", "--engine ray", needs="needs a Ray cluster"),
+    Block("docs/extract.md", "RAY_AUTH_MODE", needs="needs a Ray cluster"),
     Block("docs/extract.md", "extract_speed.py", needs="needs minutes and a quiet machine"),
     Block("docs/gpu.md", "logging.basicConfig()"),
     Block("docs/predict.md", "pip install '.[predict]'", (PHOTO, ("pip install '.[predict]'", ""))),

@@ -14,9 +14,11 @@ from projects.benchmark import figures
 RATIO = re.compile(r"\b\d+\.\d+x")
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "docs/predict.md", "docs/speed.md", "projects/benchmark/README.md"]
-)
+PAGES = ["README.md", "docs/extract.md", "docs/predict.md", "docs/speed.md"]
+PAGES += ["projects/benchmark/README.md"]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_tables_are_those_of_the_results(name: str) -> None:
     text = (figures.ROOT / name).read_text()
     assert figures.BLOCK.search(text), "no figures between the marks"
@@ -62,3 +64,28 @@ def test_a_changed_figure_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     peer["speed_of_ours"] = 1.3
     (tmp_path / "cpu.json").write_text(json.dumps(results))
     assert figures.with_figures(made) != made
+
+
+def test_a_thousand_hours_follow_from_the_rate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    page = "<!-- figures: extract_hours -->\n<!-- /figures -->\n"
+    assert "Not measured yet" in figures.with_figures(page)
+    rate, share = ({"median": m, "min": m, "max": m} for m in (0.5, 0.9))
+    row = {"model": "S", "seconds": 2.0, "threads": 4, "extract rows/s": rate, "ratio": share}
+    results = {"machine": {"cpu": "c"}, "results": [{**row, "seconds": 0}, row]}
+    (tmp_path / "extract_speed.json").write_text(json.dumps(results))
+    assert "| pictures | S | 0.50 (0.50 to 0.50) | 0.900 (0.900 to 0.900) |" in figures.extract()
+    made = figures.with_figures(page)
+    for line in (
+        "| rows | 1,800,000 |",
+        "| hours of 1 worker of 4 threads | 1,000.0 |",  # 1.8 million rows, 0.5 a second
+        "| of 16, on 64 cores | 62.5 |",
+        "| of 160, on 10 x 64 cores | 6.2 |",
+        "| seconds of video read | 1.00 a second and worker |",
+    ):
+        assert line in made
+    rate["median"] = 1.0
+    (tmp_path / "extract_speed.json").write_text(json.dumps(results))
+    assert "| hours of 1 worker of 4 threads | 500.0 |" in figures.with_figures(made)
