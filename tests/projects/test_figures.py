@@ -10,12 +10,13 @@ import pytest
 
 from projects.benchmark import figures
 
+KEPT = "projects/benchmark/results/export_speed.json"
 # A ratio, as tables of speed and memory have them.
 RATIO = re.compile(r"\b\d+\.\d+x")
 
 
-PAGES = ["README.md", "docs/extract.md", "docs/predict.md", "docs/speed.md"]
-PAGES += ["projects/benchmark/README.md"]
+PAGES = ["README.md", "docs/explain.md", "docs/export.md", "docs/extract.md", "docs/predict.md"]
+PAGES += ["docs/speed.md", "projects/benchmark/README.md"]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -46,6 +47,26 @@ def test_results_say_where_they_come_from() -> None:
     turns = figures.kept("turns")
     assert {"cpu", "threads", "torch", "dtype"} <= turns["machine"].keys()
     assert all(len(row["seconds"]["new"]) >= 5 for row in turns["rows"].values())
+
+
+def test_export_says_where_it_comes_from() -> None:
+    if not (figures.RESULTS / "export_speed.json").exists():
+        pytest.skip("not measured: python projects/benchmark/export_speed.py --json " + KEPT)
+    results = figures.kept("export_speed")
+    assert {"cpu", "threads", "torch", "onnxruntime", "processes"} <= results["machine"].keys()
+    assert all(len(row["seconds"]) >= 5 for row in results["rows"])
+
+
+def test_export_is_shown_from_what_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    page = "<!-- figures: export -->\nold\n<!-- /figures -->\n"
+    assert "Not measured yet.\n" in figures.with_figures(page)
+    eager = {"model": "m", "route": "eager", "seconds": [0.2, 0.3, 0.4], "mib": 0}
+    file = {"model": "m", "route": ".pt2", "seconds": [0.1, 0.2, 0.15], "mib": 12.5}
+    results = {"machine": {"cpu": "c"}, "rows": [eager, file]}
+    (tmp_path / "export_speed.json").write_text(json.dumps(results))
+    shown = figures.with_figures(page)
+    assert "| m | .pt2 | 0.1500 | 0.1000-0.2000 | 2.00x as fast | 12.5 |" in shown.replace("  ", "")
 
 
 def test_a_changed_figure_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
