@@ -147,9 +147,7 @@ def main() -> int:
         results = kept("cpu")
         named = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
         draw_speed(results["rows"], named, SPEED_PICTURE, source_of("cpu"))
-        learning_plots.draw_curves(
-            kept("learning"), learning_plots.CURVES, source_of("learning")
-        )
+        learning_plots.draw_curves(kept("learning"), learning_plots.CURVES, source_of("learning"))
         learning_plots.draw_world(learning_plots.WORLD)
     print("\n".join(stale) or "nothing to change")
     return int(args.check and bool(stale))

@@ -7,10 +7,10 @@ strokes that are none. A disc and a square, or a bar and a plus, differ by a few
 
 - Pictures of 32 x 32 have one shape; the class is its kind.
 - Images with boxes have three to eight, in COCO's format.
-- Clips have one that walks straight on, turns by a right angle, and again; the class is which way
-  it turned. The edges of a clip are joined: what leaves to the right comes in from the left.
-  Place, heading and length of step say nothing about the class, and any two frames look the same
-  for a walk and for its mirror image: it takes three frames to tell a left turn from a right one.
+- Clips have one that goes straight on in two of four stretches of time and stands in the others;
+  the class is in which. Place, heading and length of step say nothing about the class, first and
+  last frame are the same for all classes, and two frames say at most how far it went in between.
+  The edges of a clip are joined: what leaves to the right comes in from the left.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import argparse
 import json
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,9 @@ PICTURE, IMAGE, CLIP = 32, 128, 64  # sides, in pixels
 RADII = (4.0, 11.0)  # of a shape's surrounding circle, in pixels
 CLUTTER = {PICTURE: 2, IMAGE: 24}  # spots and strokes, by the side; about as many to an area
 SHAPES_IN_IMAGE = (3, 8)
-TURNS = ("left left", "left right", "right left", "right right")
-FRAMES, LEG = 24, 8  # of a clip, and until the next turn
-STEP = (0.22, 0.34)  # length of a leg; a clip's side is 1
+GAITS = tuple("".join("-g"[k in pair] for k in range(4)) for pair in combinations(range(4), 2))
+FRAMES, LEG = 25, 6  # of a clip, and of a stretch
+STEP = (0.15, 0.4)  # how far it goes in a stretch; a clip's side is 1
 CLIP_RADIUS = (0.15, 0.20)
 SPLITS = ("train", "val")
 _PICTURES, _IMAGES, _CLIPS = 11, 12, 13  # first word of the seeds: no look is shared
@@ -151,38 +152,37 @@ class Walk:
     """Where a shape goes: lengths are fractions of the clip's side, angles radians.
 
     Args:
-        turns: "left" or "right", twice.
+        gait: one of GAITS: for each stretch, "g" where the shape goes, "-" where it stands.
         start: x and y at the first frame, from 0 to 1.
-        heading: of the first leg; y points down.
-        step: length of a leg.
+        heading: of all steps; y points down.
+        step: how far it goes in a stretch.
     """
 
-    turns: tuple[str, ...]
+    gait: str
     start: tuple[float, float]
     heading: float
     step: float
 
     def places(self) -> np.ndarray:
         """(FRAMES, 2) x and y of every frame, not yet wrapped round the edges."""
-        sign = {"left": -1, "right": 1}  # with y down, a right turn adds to the angle
-        angles = self.heading + np.cumsum([0.0, *(np.pi / 2 * sign[turn] for turn in self.turns)])
-        ways = np.stack([np.cos(angles), np.sin(angles)], axis=1) * self.step / LEG
-        moves = np.repeat(ways, LEG, axis=0)[: FRAMES - 1]  # (FRAMES - 1, 2), one per frame
-        return np.concatenate([[self.start], self.start + np.cumsum(moves, axis=0)])
+        way = np.array([np.cos(self.heading), np.sin(self.heading)])
+        goes = np.repeat([letter == "g" for letter in self.gait], LEG)  # from frame to frame
+        gone = np.concatenate([[0], np.cumsum(goes)]) / LEG  # stretches up to each frame
+        return self.start + self.step * gone[:, None] * way
 
 
-def draw_walk(rng: np.random.Generator, turns: str) -> Walk:
-    """A walk whose place, heading and length are drawn without looking at its turns."""
+def draw_walk(rng: np.random.Generator, gait: str) -> Walk:
+    """A walk whose place, heading and step are drawn without looking at its gait."""
     start = tuple(rng.uniform(0, 1, 2))
-    return Walk(tuple(turns.split()), start, rng.uniform(0, 2 * np.pi), rng.uniform(*STEP))
+    return Walk(gait, start, rng.uniform(0, 2 * np.pi), rng.uniform(*STEP))
 
 
 def draw_clip(split: str, index: int) -> tuple[np.ndarray, int]:
-    """All frames of a clip, (FRAMES, CLIP, CLIP, 3) uint8, and its class, an index of TURNS."""
+    """All frames of a clip, (FRAMES, CLIP, CLIP, 3) uint8, and its class, an index of GAITS."""
     rng = np.random.default_rng([_CLIPS, SPLITS.index(split), index])
-    label = index % len(TURNS)
+    label = index % len(GAITS)
     look = replace(scenes.draw_look(rng), radius=rng.uniform(*CLIP_RADIUS), centre=(0.0, 0.0))
-    walk = draw_walk(rng, TURNS[label])
+    walk = draw_walk(rng, GAITS[label])
     background = scenes.draw_background(look, CLIP, CLIP)
     frames = np.empty((FRAMES, CLIP, CLIP, 3), np.uint8)
     for frame, place in zip(frames, walk.places(), strict=True):
@@ -210,16 +210,16 @@ def make_clips(folder: Path, per_class: dict[str, int]) -> None:
     Raises:
         ValueError: the folder holds another set.
     """
-    files.claim_folder(folder, {"set": "turns", "per_class": per_class})
+    files.claim_folder(folder, {"set": "gaits", "per_class": per_class})
     lists: dict[str, str] = {}
     jobs = []
     for split, count in per_class.items():
-        names = [f"videos/{split}_{index:04d}.mp4" for index in range(count * len(TURNS))]
+        names = [f"videos/{split}_{index:04d}.mp4" for index in range(count * len(GAITS))]
         jobs += [
             (folder / name, partial(_write_clip, split=split, index=index))
             for index, name in enumerate(names)
         ]
-        lines = [f"{name} {index % len(TURNS)}\n" for index, name in enumerate(names)]
+        lines = [f"{name} {index % len(GAITS)}\n" for index, name in enumerate(names)]
         lists[f"{split}.csv"] = "".join(lines)
     files.make_missing(jobs, "clips")
     for name, text in lists.items():

@@ -49,8 +49,8 @@ def draw_curves(results: dict[str, Any], path: Path, source: str | None = None) 
         xlabel = "steps of four images" if what == "detection" else "epochs"
         axis.set(title=f"{what}, validation", xlabel=xlabel, ylabel=MEASURES[what], xlim=(0, None))
         if what == "video":
-            axis.axhline(25, color="grey", linestyle=":", label="chance")
-            axis.set_ylim(20, 102)
+            axis.axhline(100 / 6, color="grey", linestyle=":", label="chance")
+            axis.set_ylim(10, 102)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.tight_layout()
@@ -62,8 +62,8 @@ def draw_world(path: Path) -> None:
     from projects.learning import data
 
     plt = pyplot()
-    figure = plt.figure(figsize=(9.6, 6.4), layout="constrained")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1.1, 2.5, 4))
+    figure = plt.figure(figsize=(9.6, 7.6), layout="constrained")
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1.1, 2.5, 5))
     for index, axis in enumerate(top.subplots(1, 12)):
         picture, label = data.draw_picture(0, index)
         show(axis, picture, data.SHAPES[label])
@@ -75,9 +75,9 @@ def draw_world(path: Path) -> None:
             edge = {"fill": False, "edgecolor": "white", "linewidth": 0.7}
             axis.add_patch(plt.Rectangle((x - 0.5, y - 0.5), width, height, **edge))
             axis.text(x, y - 2, data.SHAPES[label], color="white", fontsize=6, clip_on=True)
-    for turn, row in enumerate(bottom.subplots(4, 12)):
-        frames, label = data.draw_clip("train", turn)
-        row[0].set_ylabel(data.TURNS[label], rotation=0, ha="right", va="center", fontsize=8)
+    for index, row in enumerate(bottom.subplots(6, 13)):
+        frames, label = data.draw_clip("train", index)
+        row[0].set_ylabel(data.GAITS[label], rotation=0, ha="right", va="center", fontsize=8)
         for axis, frame in zip(row, frames[::2], strict=True):
             show(axis, frame, "")
     save(figure, path)
@@ -87,4 +87,3 @@ def show(axis: Any, image: np.ndarray, title: str) -> None:
     axis.imshow(np.rint(image).astype(np.uint8))
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=8)
-

@@ -55,13 +55,13 @@ class Size:
         seeds: runs of each arm.
     """
 
-    pictures: int = 8000
-    picture_steps: int = 2000
+    pictures: int = 6000
+    picture_steps: int = 1200
     images: tuple[int, int] = (100, 60)
-    steps: int = 400
-    measured_every: int = 50
-    clips: tuple[int, int] = (96, 32)
-    epochs: int = 12
+    steps: int = 200
+    measured_every: int = 40
+    clips: tuple[int, int] = (64, 24)
+    epochs: int = 10
     seeds: int = 3
 
 
@@ -164,7 +164,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/learning"))
     parser.add_argument("--quick", action="store_true", help="does everything run?")
-    parser.add_argument("--keep", action="store_true", help="write projects/benchmark/results/learning.json")
+    parser.add_argument(
+        "--keep", action="store_true", help="write projects/benchmark/results/learning.json"
+    )
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
