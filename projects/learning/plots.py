@@ -20,11 +20,11 @@ MEASURES = {"detection": "box AP", "video": "top-1, percent"}
 
 def table(results: dict[str, Any]) -> list[list[str]]:
     """A line for each arm: the median over the seeds, and their range; the head first."""
-    lines = [["what", "from", "halfway", "in the end", "seeds"]]
+    lines = [["what", "from", "in the middle", "in the end", "seeds"]]
     for what, measure in MEASURES.items():
         for arm, curves in results.get(what, {}).items():
             ends = [curve[-1][1] for curve in curves]
-            halves = [curve[len(curve) // 2 - 1][1] for curve in curves]
+            halves = [curve[(len(curve) - 1) // 2][1] for curve in curves]
             cells = [spread(halves), spread(ends), str(len(curves))]
             lines.append([f"{what}: {measure}", arm.removeprefix("from "), *cells])
     return lines

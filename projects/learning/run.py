@@ -57,10 +57,10 @@ class Size:
 
     pictures: int = 6000
     picture_steps: int = 1200
-    images: tuple[int, int] = (100, 60)
-    steps: int = 200
-    measured_every: int = 40
-    clips: tuple[int, int] = (64, 24)
+    images: tuple[int, int] = (100, 50)
+    steps: int = 120
+    measured_every: int = 24
+    clips: tuple[int, int] = (64, 16)
     epochs: int = 10
     seeds: int = 3
 

@@ -57,7 +57,7 @@ def distances(walk: data.Walk) -> np.ndarray:
 
 def test_place_and_heading_are_uniform() -> None:
     """By what a mean over the circle must be: 0 up to the draw's own spread."""
-    drawn = walks(4000)[data.GAITS[0]]
+    drawn = walks(1000)[data.GAITS[0]]
     turns = np.array([[*walk.start, walk.heading / (2 * np.pi)] for walk in drawn])
     for multiple in (1, 2, 3):
         means = np.abs(np.exp(2j * np.pi * multiple * turns).mean(axis=0))
@@ -134,6 +134,34 @@ def test_table_is_of_all_seeds() -> None:
     assert lines[1:] == [
         ["video: top-1, percent", "scratch", "5.0 (5.0 to 5.0)", "20.0 (10.0 to 30.0)", "3"]
     ]
+
+
+def test_every_arm_runs_with_every_seed_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("detectron2", reason="install detectron2 to run: make setup")
+    from projects.learning import run
+
+    made = []
+
+    def fake(out: Path, folder: Path, arm: str, image: Path, seed: int, size: run.Size) -> list:
+        made.append((folder.name, arm, seed))
+        return [[1, 10.0], [2, 20.0 + seed]]
+
+    monkeypatch.setattr(run, "pretrain", lambda *arguments: 50.0)
+    monkeypatch.setattr(run, "what_is_missing", lambda: "")
+    for name in ("detect", "recognise"):
+        monkeypatch.setattr(run, name, fake)
+    size = replace(run.QUICK, seeds=2)
+    results = run.experiment(tmp_path, size)
+    wanted = [("coco", arm, seed) for seed in (1, 2) for arm in run.DETECTION]
+    wanted += [("kinetics", arm, seed) for seed in (1, 2) for arm in run.VIDEO]
+    assert made == wanted
+    assert results["video"]["from images"] == [[[1, 10.0], [2, 21.0]], [[1, 10.0], [2, 22.0]]]
+    assert run.experiment(tmp_path, size) == results
+    assert made == wanted  # nothing ran again
+    plots.draw_curves(results, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
