@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mvitv2_core.checkpoint.files import whole_file
 from projects.benchmark.plots import draw_speed
 from projects.benchmark.report import RESULTS, layout, speed_text
-from projects.learning import plots as learning_plots
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "projects/benchmark/README.md", "docs/*.md")
@@ -100,20 +99,11 @@ def predict_share() -> str:
     return f"{layout(lines, markdown=True)}\n{measured_on(results['machine'])}"
 
 
-def learning() -> str:
-    """What pre-training gave: a line for each arm."""
-    results = kept("learning")
-    named = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
-    where = f"Measured by this project: median and range over the seeds; {named}.\n"
-    return f"{layout(learning_plots.table(results), markdown=True)}\n{where}"
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "speed": lambda: speed(full=False),
     "speed_full": lambda: speed(full=True),
     "turns": turns,
     "predict_share": predict_share,
-    "learning": learning,
 }
 
 
@@ -147,8 +137,6 @@ def main() -> int:
         results = kept("cpu")
         named = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
         draw_speed(results["rows"], named, SPEED_PICTURE, source_of("cpu"))
-        learning_plots.draw_curves(kept("learning"), learning_plots.CURVES, source_of("learning"))
-        learning_plots.draw_world(learning_plots.WORLD)
     print("\n".join(stale) or "nothing to change")
     return int(args.check and bool(stale))
 

@@ -1,4 +1,4 @@
-"""docs/learning.md's table and pictures: ``make figures`` makes them from the kept results."""
+"""Table and pictures of what ``run.py`` found."""
 
 from __future__ import annotations
 

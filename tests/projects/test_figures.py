@@ -15,9 +15,7 @@ RATIO = re.compile(r"\b\d+\.\d+x")
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["README.md", "docs/predict.md", "docs/speed.md", "docs/learning.md"]
-    + ["projects/benchmark/README.md"],
+    "name", ["README.md", "docs/predict.md", "docs/speed.md", "projects/benchmark/README.md"]
 )
 def test_tables_are_those_of_the_results(name: str) -> None:
     text = (figures.ROOT / name).read_text()
@@ -30,14 +28,10 @@ def test_no_other_ratio_in_the_readme() -> None:
     assert not RATIO.findall(figures.BLOCK.sub("", text))
 
 
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [(figures.SPEED_PICTURE, "cpu"), (figures.learning_plots.CURVES, "learning")],
-)
-def test_the_picture_is_that_of_the_results(path: Path, name: str) -> None:
+def test_the_picture_is_that_of_the_results() -> None:
     image = pytest.importorskip("PIL.Image", reason="install Pillow to run: make setup")
-    with image.open(path) as picture:
-        assert picture.text["Source"] == figures.source_of(name), "run `make figures`"
+    with image.open(figures.SPEED_PICTURE) as picture:
+        assert picture.text["Source"] == figures.source_of("cpu"), "run `make figures`"
 
 
 def test_results_say_where_they_come_from() -> None:
