@@ -1,0 +1,83 @@
+"""PySlowFast's unmodified run_net.py on two "machines" of two gloo ranks each, one of them killed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.killing import same
+from tests.machines import Machine, check_resumed, curve, finish, free_port, lose_one
+from tests.slowfast import toy
+from tests.slowfast.launch import needs_pyslowfast, stats, write_config
+
+pytestmark = [needs_pyslowfast, pytest.mark.slow]
+EPOCHS, STEPS = 3, 3  # 12 clips on four ranks, one a step each
+CHANGES = {
+    "MVIT": {"DROPPATH_RATE": 0.0},
+    "TRAIN": {"BATCH_SIZE": 2},  # of a machine
+    "SOLVER": {"MAX_EPOCH": EPOCHS, "BASE_LR_SCALE_NUM_SHARDS": True},
+    "NUM_GPUS": 2,
+    "DIST_BACKEND": "gloo",
+}
+DRIVER = [sys.executable, "-m", "tests.slowfast.machine_driver"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kinetics") / "data"
+    toy.make_kinetics(folder, val=8, test=3)
+    return folder
+
+
+def start(folder: Path, data: Path) -> list[Machine]:
+    """The documented command on each machine; both see ``folder``."""
+    config = write_config(folder, CHANGES, data=data)
+    meet = f"tcp://127.0.0.1:{free_port()}"
+    shards = ["--num_shards", "2", "--init_method", meet]
+    return [
+        Machine(
+            f"machine{shard}",
+            [*DRIVER, "--cfg", str(config), "--shard_id", str(shard), *shards],
+            folder,
+        )
+        for shard in range(2)
+    ]
+
+
+def final(folder: Path) -> dict:
+    path = folder / f"out/checkpoints/checkpoint_epoch_{EPOCHS:05d}.pyth"
+    content = torch.load(path, weights_only=True)
+    return {key: content[key] for key in ("epoch", "model_state", "optimizer_state")}
+
+
+def test_lost_machine_and_evaluation(data: Path, tmp_path: Path) -> None:
+    """The resumed curve is the uninterrupted one's; validation and the test, whose 18 views four
+    ranks cannot share evenly, give what one process gives."""
+    reference, lost = tmp_path / "reference", tmp_path / "lost"
+    output = finish(start(reference, data))
+    lose_one(start(lost, data), lambda: len(curve(lost, 0)) == STEPS + 2)
+    names = [path.name for path in (lost / "out/checkpoints").glob("check*")]
+    assert names == ["checkpoint_epoch_00001.pyth"]
+    assert "Load from last checkpoint" in finish(start(lost, data))
+    check_resumed(lost, reference, ranks=4, steps=EPOCHS * STEPS)
+    assert same(final(lost), final(reference))
+
+    alone = write_config(
+        tmp_path / "alone",
+        CHANGES,
+        {"NUM_GPUS": 0, "TRAIN": {**CHANGES["TRAIN"], "AUTO_RESUME": False}},
+        {"SOLVER": {**CHANGES["SOLVER"], "MAX_EPOCH": 0}},  # one validation
+        data=data,
+    )
+    file = f"{reference}/out/checkpoints/checkpoint_epoch_{EPOCHS:05d}.pyth"
+    files = ["TRAIN.CHECKPOINT_FILE_PATH", file, "TEST.CHECKPOINT_FILE_PATH", file]
+    files += ["TRAIN.CHECKPOINT_EPOCH_RESET", "True"]
+    command = [sys.executable, "-m", "mvitv2_slowfast.run_net", "--cfg", str(alone), "--opts"]
+    whole = finish([Machine("alone", [*command, *files], tmp_path / "alone")])
+    (ours,), (theirs,) = stats(output, "test_final"), stats(whole, "test_final")
+    assert ours == theirs
+    (last,) = stats(whole, "val_epoch")
+    assert stats(output, "val_epoch")[-1]["top1_err"] == last["top1_err"]
