@@ -1,9 +1,8 @@
 """Training with weights, gradients and moments divided over the ranks: PyTorch's FSDP2.
 
 ``projects/detection/train_net.py`` calls ``train`` for a LazyConfig with ``train.sharded=True``.
-Every block of the backbone is gathered when it runs and given back after it; what is outside of
-the blocks (FPN, RPN, heads) is gathered for a whole step. Checkpoints are folders of PyTorch's
-``torch.distributed.checkpoint``; the last one is beside them as a plain model_final.pth.
+Every block of the backbone is gathered when it runs, the rest for a whole step. Checkpoints are
+folders of ``torch.distributed.checkpoint``; the end writes a plain model_final.pth beside them.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from detectron2.engine import HookBase, SimpleTrainer, default_writers, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from omegaconf import OmegaConf
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -49,11 +49,9 @@ def check(cfg: Any) -> None:
     """ValueError for a key that does not go with ``train.sharded``, or for one process alone."""
     check_flag("train.sharded", cfg.train.sharded)
     for key, off in REFUSED.items():
-        node = cfg
-        for part in key.split("."):
-            node = node.get(part, off) if node is not off else off
-        if node != off:
-            refuse(key, f"{off} with train.sharded", node)
+        value = OmegaConf.select(cfg, key, default=off)
+        if value != off:
+            refuse(key, f"{off} with train.sharded", value)
     if comm.get_world_size() == 1:
         refuse("number of processes", "2 or more with train.sharded", 1)
 
@@ -70,10 +68,8 @@ def shard(model: nn.Module, device: str) -> nn.Module:
     """
     state = model.state_dict() if comm.is_main_process() else {}
     mesh = init_device_mesh(torch.device(device).type, (comm.get_world_size(),))
-    for module in model.modules():
-        if isinstance(module, MultiScaleBlock):
-            fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    for module in [m for m in model.modules() if isinstance(m, MultiScaleBlock)] + [model]:
+        fully_shard(module, mesh=mesh)
     model.to(device)  # buffers that no state holds
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(model, state, options=options)
@@ -101,11 +97,7 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
 
 
 class Shards:
-    """Saves and resumes a run: every rank writes its part into the same folder.
-
-    Args:
-        folder: seen by all machines.
-    """
+    """Saves and resumes a run in ``folder``, which all machines see and every rank writes to."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, folder: str | Path) -> None:
         self.model, self.optimizer, self.folder = model, optimizer, Path(folder)
@@ -134,23 +126,16 @@ class Shards:
         weights, moments = get_state_dict(self.model, self.optimizer)
         state = {"model": weights, "optimizer": moments}
         dcp.load(state, checkpoint_id=str(folder))
+        weights, moments = state["model"], state["optimizer"]
         set_state_dict(
-            self.model,
-            self.optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
+            self.model, self.optimizer, model_state_dict=weights, optim_state_dict=moments
         )
         TrainerBase.load_state_dict(trainer, dict(read_content(folder / TRAINER)))
         return int(trainer.iter) + 1
 
 
 class SaveShards(HookBase):
-    """detectron2's ``PeriodicCheckpointer`` on all ranks.
-
-    Args:
-        period: iterations between checkpoints.
-        max_to_keep: checkpoints of this run; older ones are removed.
-    """
+    """detectron2's ``PeriodicCheckpointer`` on all ranks, with its arguments."""
 
     def __init__(self, shards: Shards, period: int, max_to_keep: int = 0) -> None:
         check_whole("train.checkpointer.period", period)
@@ -192,16 +177,14 @@ def train(cfg: Any, resume: bool = False) -> None:
         return gather(model, instantiate(cfg.model).to(cfg.train.device))
 
     def evaluate() -> Any:
-        # Whole: ranks have different numbers of images, and a gathering would wait for all.
-        if "evaluator" not in cfg.dataloader:
-            return None
+        # Whole, since ranks have different numbers of images, and gathering waits for all of them.
         loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
         results = inference_on_dataset(plain(), loader, evaluator)
         if comm.is_main_process():
             print_csv_format(results)
         return results
 
-    steps = [
+    registered = [
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         SaveShards(shards, **cfg.train.checkpointer),
@@ -209,11 +192,10 @@ def train(cfg: Any, resume: bool = False) -> None:
     ]
     if comm.is_main_process():
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
-        steps.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
-    trainer.register_hooks(steps)
+        registered.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
+    trainer.register_hooks(registered)
     trainer.train(shards.resume(trainer) if resume else 0, cfg.train.max_iter)
     whole = plain()
     if comm.is_main_process():
-        DetectionCheckpointer(whole, cfg.train.output_dir).save("model_final")
-        with whole_file(shards.folder / LAST) as file:  # a resumed run goes on from shards
-            Path(file).write_text(f"model_{cfg.train.max_iter - 1:07d}")
+        with whole_file(shards.folder / "model_final.pth") as file:
+            torch.save({"model": whole.state_dict()}, file)

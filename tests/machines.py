@@ -99,7 +99,7 @@ def curve(folder: Path, rank: int) -> list[tuple[int, float]]:
 
 
 def check_resumed(folder: Path, reference: Path, ranks: int, steps: int) -> None:
-    """Every loss of an interrupted run is the uninterrupted one's, to the last bit, on each rank."""
+    """Every loss of an interrupted run is the uninterrupted one's bit by bit, on every rank."""
     for rank in range(ranks):
         expected = dict(curve(reference, rank))
         assert sorted(expected) == list(range(steps)) and len(set(expected.values())) == steps

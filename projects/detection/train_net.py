@@ -126,8 +126,8 @@ def train_lazy(args: Any) -> None:
     """Train a LazyConfig sharded.
 
     Raises:
-        ValueError: ``train.sharded`` is off, or ``--eval-only`` is given, both of which detectron2's
-            own tool serves; or see ``sharded.check``.
+        ValueError: ``train.sharded`` is off, or ``--eval-only`` is given: detectron2's own tool
+            serves both; or see ``sharded.check``.
     """
     from mvitv2_d2 import sharded
 

@@ -1,4 +1,4 @@
-"""``DETECTRON2_ENV_MODULE`` of ranks without GPUs: toy data, batches by iteration, recorded losses."""
+"""``DETECTRON2_ENV_MODULE`` of ranks without GPUs: toy data by iteration, recorded losses."""
 
 from __future__ import annotations
 

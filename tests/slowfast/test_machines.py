@@ -1,4 +1,4 @@
-"""PySlowFast's unmodified run_net.py on two "machines" of two gloo ranks each, one of them killed."""
+"""PySlowFast's unmodified run_net.py on two "machines" of two gloo ranks each, one killed."""
 
 from __future__ import annotations
 
