@@ -21,14 +21,18 @@ def setup_environment() -> None:
 def install() -> None:
     """Put the model on the CPU under DDP, and let data depend on iteration and rank alone.
 
-    detectron2 names the rank's GPU to DistributedDataParallel, whatever the model's device.
+    detectron2 names the rank's GPU to DistributedDataParallel, whatever the model's device. After
+    its first step DDP puts gradients into other buckets, and gloo then adds those of four ranks in
+    another order: a resumed run would equal an uninterrupted one only to rounding. Where it looks
+    for unused parameters, it leaves the buckets as they are.
     """
     from functools import partial
 
     from detectron2.engine import DefaultTrainer, SimpleTrainer, defaults
     from detectron2.utils import comm
 
-    defaults.create_ddp_model = partial(defaults.create_ddp_model, device_ids=None)
+    options = {"device_ids": None, "find_unused_parameters": True}
+    defaults.create_ddp_model = partial(defaults.create_ddp_model, **options)
     DefaultTrainer.build_train_loader = staticmethod(build_train_loader)
     write = SimpleTrainer._write_metrics
 

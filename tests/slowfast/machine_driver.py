@@ -26,6 +26,8 @@ def stay(value: Any, *args: Any, **kwargs: Any) -> Any:
 def ddp_on_cpu(
     module: nn.Module, device_ids: list[int], output_device: int, **kwargs: Any
 ) -> nn.Module:
+    """On no device; its buckets stay as they are (see tests/d2/machine_hooks.py)."""
+    kwargs["find_unused_parameters"] = True
     return nn.parallel.DistributedDataParallel(module, **kwargs)
 
 
