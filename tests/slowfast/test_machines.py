@@ -13,7 +13,7 @@ from tests.machines import Machine, check_resumed, curve, finish, free_port, los
 from tests.slowfast import toy
 from tests.slowfast.launch import needs_pyslowfast, stats, write_config
 
-pytestmark = [needs_pyslowfast, pytest.mark.slow]
+pytestmark = needs_pyslowfast
 EPOCHS, STEPS = 3, 3  # 12 clips on four ranks, one a step each
 CHANGES = {
     "MVIT": {"DROPPATH_RATE": 0.0},
@@ -53,6 +53,7 @@ def final(folder: Path) -> dict:
     return {key: content[key] for key in ("epoch", "model_state", "optimizer_state")}
 
 
+@pytest.mark.slow
 def test_lost_machine_and_evaluation(data: Path, tmp_path: Path) -> None:
     """The resumed curve is the uninterrupted one's; validation and the test, whose 18 views four
     ranks cannot share evenly, give what one process gives."""
@@ -81,3 +82,28 @@ def test_lost_machine_and_evaluation(data: Path, tmp_path: Path) -> None:
     assert ours == theirs
     (last,) = stats(whole, "val_epoch")
     assert stats(output, "val_epoch")[-1]["top1_err"] == last["top1_err"]
+
+
+def test_repeated_views_count_once() -> None:
+    """Three videos of two views, the second view of the last one taken by two ranks, in one batch
+    and in another: sums and top-1 are those without the repetition."""
+    from mvitv2_slowfast.plugin import connect
+
+    connect()
+    from slowfast.utils.meters import TestMeter
+
+    from mvitv2_slowfast.views import cure_repeated_views
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TestMeter, "update_stats", TestMeter.update_stats)
+        assert cure_repeated_views() is not None and cure_repeated_views() is None
+        preds = torch.rand(6, 4, generator=torch.Generator().manual_seed(1))
+        labels = torch.tensor([0, 0, 1, 1, 2, 2])
+        meters = [TestMeter(3, 2, 4, 3) for _ in range(2)]
+        once, repeated = meters
+        once.update_stats(preds, labels, torch.arange(6))
+        for views in ([0, 5, 5, 1], [2, 3, 4, 5]):
+            repeated.update_stats(preds[views], labels[views], torch.tensor(views))
+    assert torch.equal(repeated.clip_count, once.clip_count)
+    assert (repeated.video_preds - once.video_preds).abs().max() < 1e-6
+    assert torch.equal(repeated.video_labels, once.video_labels)
