@@ -16,28 +16,19 @@ from tests import killing
 
 
 class ByIteration:
-    """Batches that depend on the trainer's iteration alone, as do all random choices after them.
-
-    Each rank gets its share of a batch, and makes choices of its own.
-    """
+    """Batches that depend on the trainer's iteration alone, as do all random choices after them."""
 
     def __init__(self, dataset: list, mapper: Any, total_batch_size: int) -> None:
-        from detectron2.utils import comm
-
-        self.dataset, self.mapper = dataset, mapper
-        self.rank, self.size = comm.get_rank(), total_batch_size // comm.get_world_size()
+        self.dataset, self.mapper, self.size = dataset, mapper, total_batch_size
 
     def __iter__(self) -> Iterator[list]:
         from detectron2.utils.env import seed_all_rng
         from detectron2.utils.events import get_event_storage
 
         while True:
-            number = get_event_storage().iter
-            seed_all_rng(1 + number)
+            seed_all_rng(1 + get_event_storage().iter)
             killing.enter("step")
-            chosen = np.random.permutation(len(self.dataset))[self.rank * self.size :][: self.size]
-            if self.rank:
-                seed_all_rng(1 + number + 1000 * self.rank)
+            chosen = np.random.permutation(len(self.dataset))[: self.size]
             yield [self.mapper(copy.deepcopy(self.dataset[i])) for i in chosen]
 
 

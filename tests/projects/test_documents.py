@@ -100,8 +100,26 @@ BLOCKS = [
     ),
     Block("docs/weights.md", 'allow_new=("head",)'),
     Block("docs/machines.md", "lazyconfig_train_net", (ALONE, *CHECK), "detectron2", slow=True),
+    Block(
+        "docs/machines.md",
+        "--num-gpus 8 \\\n    --num-machines",
+        (ALONE, ("--resume ", ""), *CHECK),
+        "detectron2",
+        slow=True,
+    ),
     Block("docs/machines.md", "--num_shards 2", RUN_NET, "PySlowFast", slow=True),
-    Block("docs/machines.md", "torchrun", needs="needs several machines and a program of yours"),
+    Block(
+        "docs/machines.md", "slurm.sh", needs="needs SLURM: tests/projects/test_machine_scripts.py"
+    ),
+    Block("docs/machines.md", "torchrun.sh", needs="needs machines: test_machine_scripts.py there"),
+    Block(
+        "docs/machines.md",
+        "train.sharded=True",
+        (("--num-gpus 8 --resume", ""), *CHECK),
+        "detectron2",
+        slow=True,
+    ),
+    Block("docs/machines.md", "--rdzv-endpoint", needs="needs machines and a program of yours"),
     Block("docs/detectron2.md", "from detectron2 import model_zoo", needs="detectron2"),
     Block(
         "docs/detectron2.md",
