@@ -1,14 +1,17 @@
-"""Disks that fill up or become read-only under a running trainer: small file systems in memory.
+"""Faults that kill nobody: full and read-only disks, other times of change, a flipped bit.
 
-They need Linux and root, who may mount: ``needs_mount`` skips without.
+Disks are small file systems in memory, which only root may mount, on Linux.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import random
 import subprocess
 import sys
+import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +19,7 @@ from pathlib import Path
 import pytest
 
 FILLER = "filler"
+REAL_TIME, YEAR = time.time, 365 * 24 * 3600.0
 
 
 def mount(*arguments: str | Path) -> bool:
@@ -66,3 +70,21 @@ def make_read_only(folder: Path) -> None:
 FAULTS = {"full": fill, "readonly": make_read_only}
 # What makes them good again.
 CURES = {"full": empty, "readonly": unmount}
+
+
+def scatter_times(folder: Path, seed: int = 0) -> None:
+    """Give every file a time of change of its own, up to a year ago or ahead."""
+    draw = random.Random(seed)
+    for path in sorted(folder.rglob("*")):
+        when = REAL_TIME() + draw.uniform(-YEAR, YEAR)
+        os.utime(path, (when, when))
+
+
+def flip_bit(path: Path) -> None:
+    """Flip a bit of the largest tensor in a torch file."""
+    whole = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+        content = archive.read(largest)
+    whole[whole.index(content) + len(content) // 2] ^= 1
+    path.write_bytes(whole)

@@ -20,6 +20,9 @@ them. Other faults kill nobody, and the trainer must stop by itself:
     full 3 0 self       the disk of ``$KILL_FOLDER/out`` is full from the third step on
     readonly 3 0 self   it is read-only
 
+Meanwhile the clock jumps by up to a year either way at every step, and between two starts every
+file gets another time of change: no resume may depend on either.
+
 Data and every random choice of a step depend on its number alone, or a resumed run could not be
 compared with an uninterrupted one: neither trainer resumes its random state.
 """
@@ -45,10 +48,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.faults import CURES, FAULTS
+from tests.faults import CURES, FAULTS, YEAR, scatter_times
 
 ROOT = Path(__file__).resolve().parents[1]
-REAL_SAVE, REAL_OPEN = torch.save, builtins.open
+REAL_SAVE, REAL_OPEN, REAL_TIME = torch.save, builtins.open, time.time
+PHASES = ("step", "eval", "save", "tag")
 WHO = ("self", "other", "ranks", "launcher")
 entered: Counter[str] = Counter()
 ranks: list[int] = []  # process ids
@@ -91,6 +95,8 @@ def append(name: str, line: str) -> None:
 
 def enter(phase: str) -> bool:
     """Record that ``phase`` begins; whether it is the one to be killed in."""
+    jump = random.Random(f"{os.getpid()} {REAL_TIME()}").uniform(-YEAR, YEAR)
+    time.time = lambda: REAL_TIME() + jump
     if dist.is_initialized() and not ranks:
         ranks.extend([0] * dist.get_world_size())
         dist.all_gather_object(ranks, os.getpid())
@@ -204,6 +210,8 @@ def run(command: list[str], folder: Path, kill_at: str = "", **environment: str)
     who = kill_at.split()[3:]  # a launcher reports what became of others
     expected = 0 if not kill_at else -signal.SIGKILL if who in ([], ["launcher"]) else 1
     assert process.returncode == expected, f"{kill_at or 'no kill'}:\n{process.stdout[-5000:]}"
+    if expected == 1 and kill_at.split()[0] in PHASES:
+        assert "terminated with signal SIGKILL" in process.stdout, process.stdout[-5000:]
     return process.stdout
 
 
@@ -226,6 +234,7 @@ def survive(
         cure = CURES.get(moment.split()[0])
         if cure is not None:
             cure(folder / "out")
+        scatter_times(folder / "out")
     outputs.append(start(folder))
     check_curve(folder, reference)
     return outputs

@@ -16,12 +16,13 @@ from mvitv2_core.path_manager import UNFINISHED
 from projects.detection.find_tools import find_tool
 from tests import killing
 from tests.d2.running import ROOT
-from tests.faults import small_disk
+from tests.faults import flip_bit, small_disk
 
 STEPS = 6
 # Seven kills of a fast machine's run must not find it at its end.
 SOAK_STEPS = 24
 CLAIM = "kills survived, detectron2"
+DAMAGED = "flipped bits of tensors in checkpoints, refused"
 FAULTS = "runs stopped by other faults and resumed, detectron2"
 RANKS = "kills on two ranks survived, detectron2"
 LAZY = [
@@ -45,7 +46,7 @@ def starter(
     Args:
         ranks, workers: processes that train, and that load data for them; of the first tool alone.
     """
-    lazy = [*LAZY, "--num-gpus", str(ranks), "--dist-url", "auto", "train.ddp.device_ids=null"]
+    lazy = ["--num-gpus", str(ranks), "--dist-url", "auto", *LAZY, "train.ddp.device_ids=null"]
     lazy += [f"train.max_iter={steps}", f"dataloader.train.num_workers={workers}"]
 
     def start(folder: Path, kill_at: str = "") -> str:
@@ -181,3 +182,51 @@ def test_only_our_models_are_saved_whole(tmp_path: Path, monkeypatch: pytest.Mon
         assert after == (before if whole else b"half")
         assert checkpointer.path_manager is manager
         assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", "model.pth"]
+
+
+def test_damaged_and_broken_checkpoints(tmp_path: Path, tally: Callable[..., None]) -> None:
+    """A flipped bit ends a resume by name, which ``torch.load`` lets through; NaN is not saved."""
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    from mvitv2_core import CheckpointError
+    from tests.d2.ddp_jobs import backbone
+
+    model, path = backbone(), tmp_path / "model.pth"
+    checkpointer = DetectionCheckpointer(model, str(tmp_path))
+    checkpointer.save("model")
+    flip_bit(path)
+    torch.load(path, weights_only=True)
+    with pytest.raises(CheckpointError, match=r"model\.pth: damaged .*checksum of member"):
+        checkpointer.resume_or_load("", resume=True)
+    tally(DAMAGED)
+    damaged = path.read_bytes()
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="no checkpoint is written"):
+        checkpointer.save("model")
+    assert path.read_bytes() == damaged
+
+
+def test_detectors_stop_names_the_iteration(tmp_path: Path) -> None:
+    """detectron2's RPN stops at NaN without saying when: the trainer adds it."""
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.engine import SimpleTrainer
+
+    from tests.d2.ddp_jobs import backbone
+
+    def diverged(data: object) -> None:
+        if data == 3:
+            raise FloatingPointError("Training has diverged.")
+        raise KeyError("other errors stay themselves")
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.forward = backbone(), diverged
+
+    trainer = SimpleTrainer(Model(), [3, 4], torch.optim.SGD([torch.ones(1)], 0.1))
+    DetectionCheckpointer(trainer.model, str(tmp_path), trainer=trainer)
+    with pytest.raises(FloatingPointError, match=r"^iteration 7: Training has diverged\.$"):
+        trainer.train(7, 8)
+    with pytest.raises(KeyError, match="stay themselves"):
+        trainer.train(7, 8)

@@ -10,8 +10,9 @@ from typing import BinaryIO
 import pytest
 import torch
 
+from mvitv2_slowfast import MViTv2
 from tests import killing
-from tests.faults import small_disk
+from tests.faults import flip_bit, small_disk
 from tests.slowfast import toy
 from tests.slowfast.launch import needs_pyslowfast, write_config
 
@@ -185,3 +186,33 @@ def test_only_our_models_are_saved_whole(tmp_path: Path, monkeypatch: pytest.Mon
         assert path.read_bytes() == (before if whole else b"half")
         assert checkpoint.pathmgr is manager
         assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_damaged_and_broken_checkpoints(tmp_path: Path, tally: Callable[..., None]) -> None:
+    """A flipped bit ends a resume by name, which ``torch.load`` lets through; NaN is not saved."""
+    from mvitv2_core import CheckpointError
+    from mvitv2_slowfast.plugin import connect
+    from mvitv2_slowfast.training import connect_trainer
+    from tests.slowfast_cfg import BASE, make_cfg
+
+    connect()
+    connect_trainer()
+    from slowfast.utils import checkpoint
+
+    cfg = make_cfg(BASE)
+    cfg.NUM_GPUS, cfg.NUM_SHARDS = 0, 1
+    model = MViTv2(cfg)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    path = Path(checkpoint.save_checkpoint(str(tmp_path), model, optimizer, 0, cfg))
+    checkpoint.load_checkpoint(str(path), model, False, optimizer)
+    flip_bit(path)
+    torch.load(path, weights_only=True)
+    with pytest.raises(CheckpointError, match=r"pyth: damaged .*checksum of member"):
+        checkpoint.load_checkpoint(str(path), model, False, optimizer)
+    tally("flipped bits of tensors in checkpoints, refused")
+    damaged = path.read_bytes()
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="no checkpoint is written"):
+        checkpoint.save_checkpoint(str(tmp_path), model, optimizer, 0, cfg)
+    assert path.read_bytes() == damaged
