@@ -9,25 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from mvitv2_core import MViTClassifier, cli
+from mvitv2_core import cli
 from mvitv2_core.checkpoint import CheckpointError, read_checkpoint
 from mvitv2_core.checkpoint.files import whole_file, write_checkpoint
 from mvitv2_core.path_manager import WholeWrites, check_finite
-from tests.core.test_killed_writes import Files
+from tests.core.write_and_kill import Files, state
 from tests.faults import fill, make_read_only, small_disk, unmount
-from tests.structures import small
 
 pytest.importorskip("safetensors", reason="pip install safetensors to run")
 CLAIM = "writes on a full or read-only disk, old file whole"
 FORMATS = {".pyth": "slowfast", ".pkl": "detectron2", ".safetensors": "timm"}
-
-
-def state(value: float) -> dict[str, Tensor]:
-    """A small classifier's tensors, all of them filled with ``value``."""
-    tensors = MViTClassifier(small("T")).state_dict()
-    return {name: torch.full_like(tensor, value) for name, tensor in tensors.items()}
 
 
 def holds(path: Path, value: float) -> bool:

@@ -13,9 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.utils import comm
-from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import get_event_storage
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tests import killing
@@ -25,11 +22,15 @@ class Batches(IterableDataset):
     """This rank's share of every batch from iteration ``start`` on, each drawn by its number."""
 
     def __init__(self, dataset: list, mapper: Any, total_batch_size: int, start: int) -> None:
+        from detectron2.utils import comm
+
         self.dataset, self.mapper = dataset, mapper
         self.size, self.start = total_batch_size, start
         self.rank, self.ranks = comm.get_rank(), comm.get_world_size()
 
     def __iter__(self) -> Iterator[list]:
+        from detectron2.utils.env import seed_all_rng
+
         for iteration in count(self.start):
             seed_all_rng(1 + iteration)
             chosen = np.random.permutation(len(self.dataset))[: self.size]
@@ -57,6 +58,9 @@ class ByIteration:
         self.arguments, self.workers = (dataset, mapper, total_batch_size), num_workers
 
     def __iter__(self) -> Iterator[list]:
+        from detectron2.utils.env import seed_all_rng
+        from detectron2.utils.events import get_event_storage
+
         start = get_event_storage().iter
         batches = Batches(*self.arguments, start)
         loader = DataLoader(batches, None, num_workers=self.workers, collate_fn=list)
