@@ -312,6 +312,20 @@ def test_windows_of_pictures(predict: Predict, pictures: Path, tmp_path: Path) -
         assert result.code == 2 and "are for models of clips" in result.err
 
 
+def test_interrupted(
+    predict: Predict, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line instead of a trace, and the exit code that shells give."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    slowfast_run(tmp_path / "run", loading_cfg(TINY_STILL))
+    monkeypatch.setattr(predict_module, "answer_all", stop)
+    result = predict(tmp_path / "run", pictures, "--quiet")
+    assert (result.code, result.out, result.err) == (130, "", "mvitv2: stopped\n")
+
+
 def test_devices(predict: Predict, pictures: Path, tmp_path: Path) -> None:
     slowfast_run(tmp_path / "run", loading_cfg(TINY_STILL))
     for device in ("none", "cuda:99", "meta!"):
