@@ -89,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("mvitv2: stopped", file=sys.stderr)
+        return 130  # as shells say that a program was interrupted
 
 
 def _parser() -> argparse.ArgumentParser:

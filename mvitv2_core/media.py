@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ def open_image(path: str | os.PathLike[str]) -> Image:
         with Image.open(file) as image:
             upright = ImageOps.exif_transpose(image)
     except OSError as error:  # Pillow's own for damaged and unknown files
-        cause = error.strerror or str(error).replace(repr(file), "").strip()
+        cause = _cause(error, file).replace(repr(file), "").strip()
         raise MediaError(f"{file}: cannot be read as a picture: {cause}") from error
     except Image.DecompressionBombError as error:
         raise MediaError(f"{file}: {error}") from error
@@ -71,7 +72,8 @@ def to_rgb(image: Image) -> Image:
     """
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
         low, high = image.getextrema()
-        if low < 0 or high > 65535:  # type: ignore[operator]
+        few = image.mode == "I" and 0 < high < 256  # type: ignore[operator]  # 8 bits in 32
+        if few or low < 0 or high > 65535:  # type: ignore[operator]
             raise ValueError(f"grey values from {low} to {high} are no 16-bit picture")
         # Pillow's own conversion cuts at 255 instead.
         grey = torch.frombuffer(bytearray(image.convert("I").tobytes()), dtype=torch.int32) >> 8
@@ -144,11 +146,10 @@ class Video:
         start = int(first / unit) + begin
         end = None if last is None else int(last / unit) + begin + JITTER / unit
         decoded, shown = 0, None  # type: int, float | None
+        sought = self._begun or first > 0
+        self._begun = True
         try:
-            if self._begun or first > 0:
-                self._seek(max(start - int(1 / unit), begin))
-            self._begun = True
-            for frame in self._container.decode(self._stream):
+            for frame in self._decode(max(start - int(1 / unit), begin) if sought else None):
                 decoded += 1
                 if frame.pts is None:  # a bare stream: frames follow each other
                     yield Frame((decoded - 1) / self.fps, frame)
@@ -193,7 +194,8 @@ class Video:
         try:
             self._container = av.open(self.file)
         except self._errors as error:
-            raise MediaError(f"{self.file}: cannot be read as a video: {_cause(error)}") from error
+            cause = _cause(error, self.file)
+            raise MediaError(f"{self.file}: cannot be read as a video: {cause}") from error
         streams = self._container.streams.video
         if not streams:
             self._container.close()
@@ -201,22 +203,33 @@ class Video:
         self._stream = streams[0]
         self._stream.thread_type = "AUTO"
 
-    def _seek(self, pts: int) -> None:
-        """Go on from a key frame before ``pts``; from the file's start where that fails."""
+    def _decode(self, pts: int | None) -> Iterator[Any]:
+        """Frames from a key frame at or before ``pts`` on; None: from where the file stands."""
+        if pts is None:
+            return iter(self._container.decode(self._stream))
         try:
             self._container.seek(pts, stream=self._stream)
-        except self._errors:  # a bare stream, or a damaged index
-            self._container.close()
-            self._open()
+            frames = self._container.decode(self._stream)
+            first = next(frames)
+            if first.pts is not None and first.pts <= pts:
+                return itertools.chain([first], frames)
+        except (*self._errors, StopIteration):  # a bare stream, or a damaged index
+            pass
+        # Else MPEG-TS: it is sought to between key frames, and gives frames from the next one on.
+        self._container.close()
+        self._open()
+        return iter(self._container.decode(self._stream))
 
     def _stream_duration(self) -> float | None:
-        """Seconds that the file says its pictures take; Matroska says so in a tag."""
+        """Seconds that the file says its pictures take; Matroska says in a tag when they end."""
+        unit = self._stream.time_base
         if self._stream.duration is not None:
-            return float(self._stream.duration * self._stream.time_base)
+            return float(self._stream.duration * unit)
         tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", self._stream.metadata.get("DURATION", ""))
         if tag is None:
             return None
-        return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
+        begin = float((self._stream.start_time or 0) * unit)
+        return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) - begin
 
     def _duration(self) -> float | None:
         seconds = self._stream_duration()
@@ -240,5 +253,7 @@ def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     return short_side, int(height * short_side / width + 0.5)
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: Exception, file: str = "") -> str:
+    if file and os.path.isfile(file) and not os.path.getsize(file):
+        return "the file is empty"
     return getattr(error, "strerror", None) or str(error)

@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .checkpoint.files import whole_file
+from torch import nn
+
+from .checkpoint.files import not_finite, whole_file
 from .checkpoint.hub import OFFICIAL, official_path
+from .checkpoint.report import listing
 
 PREFIX = "mvitv2://"
 # One name, which the next write replaces after a kill, and which no trainer takes for a
@@ -60,6 +63,16 @@ def register_with(manager: Any) -> None:
             return open(local_path(path), mode, buffering)
 
     manager.register_handler(OfficialWeights())
+
+
+def check_finite(model: nn.Module) -> None:
+    """FloatingPointError for NaN or infinite weights, from which no run could go on."""
+    broken = not_finite(dict(model.named_parameters()))
+    if broken:
+        raise FloatingPointError(
+            f"no checkpoint is written, and the last one stands: NaN or infinite values in "
+            f"{listing(broken)}"
+        )
 
 
 class WholeWrites:

@@ -4,8 +4,9 @@ detectron2's ``DetectionCheckpointer`` skips tensors of another shape with a war
 position tables of another nominal size would stay at zero, and matches names by their endings. It
 offers no hook, so two of its methods are wrapped: for models that hold this project's backbone,
 and for no others, the checkpoint is fitted to the backbone first. A third, which saves, is wrapped
-so that a run killed at any moment can be resumed. Where a model keeps an average of its weights
-(``training``), it is saved and resumed beside them, and ``FILE?ema=True`` loads it as the weights.
+so that a run killed at any moment can be resumed, and that no run saves NaN. Where a model keeps an
+average of its weights (``training``), it is saved and resumed beside them, and ``FILE?ema=True``
+loads it as the weights.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from torch import Tensor, nn
 
 from mvitv2_core import LoadReport, MViT
 from mvitv2_core.checkpoint import CheckpointError, read_checkpoint, read_content
-from mvitv2_core.checkpoint.files import plain_state
+from mvitv2_core.checkpoint.files import check_sums, plain_state
 from mvitv2_core.checkpoint.fit import fit_state_dict
 from mvitv2_core.checkpoint.formats import NESTS, to_project, uncompiled, unwrapped
 from mvitv2_core.checkpoint.report import listing
-from mvitv2_core.path_manager import WholeWrites, register_with
+from mvitv2_core.path_manager import WholeWrites, check_finite, register_with
 from mvitv2_core.training import EMA_KEY, average_of
 
 FILE = "the checkpoint"
@@ -51,6 +52,8 @@ def install() -> None:
         average = average_of(self.model)
         if average is not None:
             self.add_checkpointable(EMA_KEY, average)
+        if "trainer" in self.checkpointables and _backbones(self.model):
+            _name_steps(self.checkpointables["trainer"])
 
     @functools.wraps(load)
     def load_asked(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
@@ -66,7 +69,10 @@ def install() -> None:
         if getattr(self, "_mvitv2_ema", False):
             # Unchecked: of a whole detector, whose norms may count in whole numbers.
             return {"model": read_checkpoint(filename, check=False, ema=True).state}
-        if not _backbones(self.model) or not filename.endswith(SAFE_SUFFIXES):
+        if not _backbones(self.model):
+            return load_file(self, filename)
+        if not filename.endswith(SAFE_SUFFIXES):
+            check_sums(filename)
             return load_file(self, filename)
         content = read_content(filename)
         if filename.endswith(".pkl") and "model" not in content:
@@ -84,6 +90,7 @@ def install() -> None:
     def whole_save(self: Any, *args: Any, **kwargs: Any) -> None:
         if not _backbones(self.model):
             return save(self, *args, **kwargs)
+        check_finite(self.model)
         manager = self.path_manager
         self.path_manager = WholeWrites(manager)
         try:
@@ -97,6 +104,23 @@ def install() -> None:
     DetectionCheckpointer._load_model = fitted_load_model
     DetectionCheckpointer._mvitv2_wrapped = True
     register_with(PathManager)
+
+
+def _name_steps(trainer: Any) -> None:
+    """Let a trainer say at which iteration a model met NaN: detectron2's RPN, which stops, does
+    not know."""
+    run_step = trainer.run_step
+
+    @functools.wraps(run_step)
+    def named_step() -> None:
+        try:
+            run_step()
+        except FloatingPointError as error:
+            if "iteration" in str(error):
+                raise
+            raise FloatingPointError(f"iteration {trainer.iter}: {error}") from error
+
+    trainer.run_step = named_step
 
 
 def _backbones(model: nn.Module) -> dict[str, MViT]:

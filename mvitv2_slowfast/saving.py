@@ -6,13 +6,14 @@ import functools
 from typing import Any
 
 from mvitv2_core import MViT
-from mvitv2_core.path_manager import WholeWrites
+from mvitv2_core.path_manager import WholeWrites, check_finite
 
 
 def cure_checkpoint_writes() -> str | None:
     """Let the checkpoints of this project's models appear whole; others' are left alone.
 
-    Upstream resumes from the newest file: cut short, it ends every further start of the run.
+    Upstream resumes from the newest file: cut short, or full of NaN, it ends every further start
+    of the run.
 
     Returns:
         What was done, in one line; None where it had been done already.
@@ -27,6 +28,7 @@ def cure_checkpoint_writes() -> str | None:
     def save_checkpoint(path_to_job: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         if not any(isinstance(module, MViT) for module in model.modules()):
             return original(path_to_job, model, *args, **kwargs)
+        check_finite(model)
         manager = checkpoint.pathmgr
         checkpoint.pathmgr = WholeWrites(manager)
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from mvitv2_core.checkpoint import CheckpointError, read_checkpoint
+from mvitv2_core.checkpoint.files import check_sums
 from mvitv2_core.checks import check_flag, check_whole, refuse
 from mvitv2_core.training import (
     EMA_KEY,
@@ -111,10 +112,34 @@ def _train_epoch(
     cfg: Any,
     writer: Any = None,
 ) -> Any:
-    if _ours(model) is not None and cfg.MVITV2.ACCUMULATE > 1:
+    if _ours(model) is None:
+        return original(train_loader, model, optimizer, scaler, train_meter, cur_epoch, cfg, writer)
+    if cfg.MVITV2.ACCUMULATE > 1:
         cfg = cfg.clone()  # each batch's gradients alone are not clipped: see _clip
         cfg.SOLVER.CLIP_GRAD_VAL = cfg.SOLVER.CLIP_GRAD_L2NORM = None
-    return original(train_loader, model, optimizer, scaler, train_meter, cur_epoch, cfg, writer)
+    loader = _Counted(train_loader)
+    try:
+        return original(loader, model, optimizer, scaler, train_meter, cur_epoch, cfg, writer)
+    except RuntimeError as error:
+        if "NaN losses" not in str(error):
+            raise
+        step = f"iteration {loader.given} of {len(loader)} in epoch {cur_epoch + 1}"
+        raise FloatingPointError(f"the loss became NaN at {step}") from error
+
+
+class _Counted:
+    """A loader that knows how many batches it has given: the trainer names no step."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader, self.given = loader, 0
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            self.given += 1
+            yield batch
 
 
 class _TorchWithAverage:
@@ -153,8 +178,10 @@ def _load(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    epoch = original(path, model, data_parallel, optimizer, *args, **kwargs)
     ours = _ours(model)
+    if ours is not None:
+        check_sums(checkpoint.pathmgr.get_local_path(path))
+    epoch = original(path, model, data_parallel, optimizer, *args, **kwargs)
     if ours is None or not ours.adapter.ema_decay or kwargs.get("convert_from_caffe2"):
         return epoch
     average = average_of(ours)

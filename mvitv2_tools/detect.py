@@ -25,7 +25,7 @@ class Detector:
         image_format: channels that the model takes, "RGB" or "BGR".
         labels: names by index, None where they are not known.
         device: where the model runs.
-        score: least score of an object that counts.
+        score: least score of an object that counts. Where the model drops more, it drops that.
         every: of a video, each how-manieth frame is looked at.
         draw: make drawings.
         stuff: of a panoptic model's stuff, detectron2's ``stuff_classes`` and ``stuff_colors``,
@@ -49,6 +49,9 @@ class Detector:
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"image_format must be RGB or BGR, got {image_format!r}")
         self.model, self.device = model.to(device).eval(), device
+        for module in model.modules():  # heads drop what their config says before it gets here
+            if getattr(module, "test_score_thresh", 0) > score:
+                module.test_score_thresh = score  # type: ignore[assignment]
         self.augmentations = AugmentationList(list(augmentations))
         self.image_format, self.labels = image_format, labels
         self.score, self.every, self.draw = score, every, draw
@@ -81,6 +84,8 @@ class Detector:
                     yield previous
                 pixels = video.to_tensor(frame.picture).numpy()
                 end = frame.seconds + self.every / video.fps
+                if video.duration is not None:  # what is left may be less than so many frames
+                    end = max(min(end, video.duration), frame.seconds + 1 / video.fps)
                 previous = self._part(item, pixels, (frame.seconds, end))
             if previous is None:
                 raise MediaError(f"{item.path}: no frame could be decoded")
@@ -90,13 +95,23 @@ class Detector:
                 yield Part(item, error=problem)
 
     def _part(self, item: Input, rgb: Any, span: tuple[float, float] | None) -> Part:
-        """The steps of detectron2's ``DefaultPredictor`` up to the model."""
+        """The steps of detectron2's ``DefaultPredictor`` up to the model.
+
+        Raises:
+            MediaError: a strip that resizing would leave without a single row or column.
+        """
         from detectron2.data.transforms import AugInput
 
-        pixels = AugInput(rgb if self.image_format == "RGB" else rgb[:, :, ::-1])
-        self.augmentations(pixels)
-        image = torch.as_tensor(pixels.image.astype("float32").transpose(2, 0, 1))
         height, width = rgb.shape[:2]
+        pixels = AugInput(rgb if self.image_format == "RGB" else rgb[:, :, ::-1])
+        try:
+            self.augmentations(pixels)
+        except ValueError as error:
+            raise MediaError(
+                f"{item.path}: {width}x{height} pixels cannot be resized as the config has it: "
+                f"{error}"
+            ) from error
+        image = torch.as_tensor(pixels.image.astype("float32").transpose(2, 0, 1))
         return Part(
             item,
             {"image": image, "height": height, "width": width},

@@ -97,6 +97,9 @@ def _find(name: str, options: Options) -> tuple[Any, str]:
             raise ValueError(f"{name} has no weights of its own: give --weights, or name {close}")
         model = create_model(name, weights=options.weights or True)
         return _classifier(model, model.info, options, name)  # type: ignore[arg-type]
+    if path.is_file():
+        ends = ", ".join((*WEIGHTS, *CONFIGS))
+        raise ValueError(f"{name}: is no model by its name: MODEL comes first, and ends in {ends}")
     close = ", ".join(difflib.get_close_matches(name, [*OFFICIAL, *list_models()], n=3))
     raise ValueError(
         f"{name}: neither a file, a folder nor a name of MODEL_ZOO.md"

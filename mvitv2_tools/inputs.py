@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 # fmt: off
 PICTURES = frozenset([
-    ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp",
+    ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp",
 ])
 VIDEOS = frozenset([
     ".264", ".3gp", ".avi", ".flv", ".h264", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg",

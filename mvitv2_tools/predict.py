@@ -126,6 +126,9 @@ def run(options: Any) -> int:
     predictor, what = find_model(options.model, chosen)
     if options.boxes is not None and not isinstance(predictor, ActionDetector):
         raise ValueError(f"--boxes is for AVA models, which {options.model} is not")
+    windows = options.window is not None or options.stride is not None
+    if windows and getattr(predictor, "clip", None) is None:
+        raise ValueError(f"--window and --stride are for models of clips, not for {options.model}")
     if not options.quiet:
         print(f"mvitv2: {what}", file=sys.stderr)
     failed = answer_all(predictor, inputs, options)

@@ -10,6 +10,18 @@ no buffer is flushed):
     save 2 0.5      when half of the second checkpoint's bytes have gone to its file
     tag 1 0         when the file that names the last checkpoint (detectron2) has been opened for
                     the first time, and nothing has been written
+    worker 5 0 self when a data loader's worker is asked for its fifth sample
+
+A fourth word says who is killed where several processes train; only rank 0 chooses the moment:
+"self" for rank 0, "other" for rank 1, "ranks" for both, "launcher" for the process that started
+them. Other faults kill nobody, and the trainer must stop by itself:
+
+    nan 3 0 self        the third sample is filled with NaN
+    full 3 0 self       the disk of ``$KILL_FOLDER/out`` is full from the third step on
+    readonly 3 0 self   it is read-only
+
+Meanwhile the clock jumps by up to a year either way at every step, and between two starts every
+file gets another time of change: no resume may depend on either.
 
 Data and every random choice of a step depend on its number alone, or a resumed run could not be
 compared with an uninterrupted one: neither trainer resumes its random state.
@@ -22,30 +34,58 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+
+from tests.faults import CURES, FAULTS, YEAR, scatter_times
 
 ROOT = Path(__file__).resolve().parents[1]
-REAL_SAVE, REAL_OPEN = torch.save, builtins.open
+REAL_SAVE, REAL_OPEN, REAL_TIME = torch.save, builtins.open, time.time
+PHASES = ("step", "eval", "save", "tag")
+WHO = ("self", "other", "ranks", "launcher")
 entered: Counter[str] = Counter()
+ranks: list[int] = []  # process ids
 
 
 def kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    """SIGKILL to the processes that ``$KILL`` names, this one last."""
+    victims = {
+        "self": [os.getpid()],
+        "other": ranks[1:],
+        "ranks": ranks[::-1],
+        "launcher": [os.getppid()],
+    }[target()[3] or "self"]
+    assert victims
+    for victim in victims:
+        os.kill(victim, signal.SIGKILL)
 
 
-def target() -> tuple[str, int, float]:
-    """The phase, the count and the amount of ``$KILL``."""
-    phase, count, amount = (os.environ.get("KILL") or "none 0 0").split()
-    return phase, int(count), float(amount)
+def kill_and_wait() -> None:
+    """``kill``; a process that lives on stays where it is until others end it."""
+    kill()
+    time.sleep(60)
+    raise AssertionError("nobody ended this rank for a minute")
+
+
+def target() -> tuple[str, int, float, str]:
+    """The phase, the count and the amount of ``$KILL``, and who is killed."""
+    phase, count, amount, *who = (os.environ.get("KILL") or "none 0 0").split()
+    return phase, int(count), float(amount), who[0] if who else ""
+
+
+def is_first_rank() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def append(name: str, line: str) -> None:
@@ -55,17 +95,27 @@ def append(name: str, line: str) -> None:
 
 def enter(phase: str) -> bool:
     """Record that ``phase`` begins; whether it is the one to be killed in."""
+    jump = random.Random(f"{os.getpid()} {REAL_TIME()}").uniform(-YEAR, YEAR)
+    time.time = lambda: REAL_TIME() + jump
+    if dist.is_initialized() and not ranks:
+        ranks.extend([0] * dist.get_world_size())
+        dist.all_gather_object(ranks, os.getpid())
+    if not is_first_rank():
+        return False
     append("phases.txt", phase)
     entered[phase] += 1
-    chosen, count, amount = target()
+    chosen, count, amount, _ = target()
     hit = (chosen, count) == (phase, entered[phase])
+    if phase == "step" and chosen in FAULTS and count == entered[phase]:
+        FAULTS[chosen](Path(os.environ["KILL_FOLDER"], "out"))
     if hit and phase in ("step", "eval"):
         threading.Timer(amount, kill).start()
     return hit
 
 
 def record(step: int, loss: float) -> None:
-    append("losses.jsonl", json.dumps({"step": step, "loss": loss}))
+    if is_first_rank():
+        append("losses.jsonl", json.dumps({"step": step, "loss": loss}))
 
 
 class Fuse(io.RawIOBase):
@@ -83,7 +133,7 @@ class Fuse(io.RawIOBase):
         self.left -= len(data)
         if self.left <= 0:
             self.stream.flush()
-            kill()
+            kill_and_wait()
         return len(data)
 
 
@@ -112,7 +162,7 @@ def install_tagging(checkpointer: Any) -> None:
         def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
             stream = REAL_OPEN(file, mode, *args, **kwargs)
             if hit and "w" in mode:
-                kill()
+                kill_and_wait()
             return stream
 
         builtins.open = opened
@@ -135,7 +185,10 @@ def before(method: Callable, act: Callable[[], object]) -> Callable:
 
 
 def run(command: list[str], folder: Path, kill_at: str = "", **environment: str) -> str:
-    """Start a trainer that records into ``folder``; its output. It must end as ``kill_at`` says."""
+    """Start a trainer that records into ``folder``; its output. It must end as ``kill_at`` says.
+
+    So must the ranks that it started: they hold the pipe that is read to its end.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
@@ -154,12 +207,17 @@ def run(command: list[str], folder: Path, kill_at: str = "", **environment: str)
         text=True,
         timeout=600,
     )
-    expected = -signal.SIGKILL if kill_at else 0
+    who = kill_at.split()[3:]  # a launcher reports what became of others
+    expected = 0 if not kill_at else -signal.SIGKILL if who in ([], ["launcher"]) else 1
     assert process.returncode == expected, f"{kill_at or 'no kill'}:\n{process.stdout[-5000:]}"
+    if expected == 1 and kill_at.split()[0] in PHASES:
+        assert "terminated with signal SIGKILL" in process.stdout, process.stdout[-5000:]
     return process.stdout
 
 
-def survive(start: Callable[..., str], folder: Path, reference: Path, kills: list[str]) -> str:
+def survive(
+    start: Callable[..., str], folder: Path, reference: Path, kills: list[str]
+) -> list[str]:
     """Kill a run at each of ``kills``, resume it every time, and compare it with ``reference``.
 
     Args:
@@ -167,22 +225,38 @@ def survive(start: Callable[..., str], folder: Path, reference: Path, kills: lis
         reference: folder of a run that was not interrupted.
 
     Returns:
-        What the last run printed.
+        What the runs printed, the last one's output last.
     """
+    outputs = []
     for moment in kills:
-        print(f"{folder.name}: SIGKILL at {moment!r}")
-        start(folder, moment)
-    output = start(folder)
+        print(f"{folder.name}: fault at {moment!r}")
+        outputs.append(start(folder, moment))
+        cure = CURES.get(moment.split()[0])
+        if cure is not None:
+            cure(folder / "out")
+        scatter_times(folder / "out")
+    outputs.append(start(folder))
     check_curve(folder, reference)
-    return output
+    return outputs
 
 
-def check_curve(folder: Path, reference: Path, within: float = 0.0) -> None:
-    """Every loss ever recorded is the uninterrupted run's, to the last bit, and all are there.
+def survive_faults(
+    start: Callable[..., str],
+    folder: Path,
+    reference: Path,
+    faults: dict[str, str],
+    count: Callable[[], None],
+) -> None:
+    """``survive`` of faults that end a run; the last line must say what a pattern asks for."""
+    outputs = survive(start, folder, reference, list(faults))
+    for output, (moment, pattern) in zip(outputs, faults.items(), strict=False):
+        lines = output.strip().splitlines()[-12:]
+        assert any(re.match(pattern, line) for line in lines), (moment, output[-3000:])
+        count()
 
-    Args:
-        within: share of a loss by which it may differ.
-    """
+
+def check_curve(folder: Path, reference: Path) -> None:
+    """Every loss ever recorded is the uninterrupted run's, to the last bit, and all are there."""
     expected = {}
     for line in (reference / "losses.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -193,7 +267,7 @@ def check_curve(folder: Path, reference: Path, within: float = 0.0) -> None:
     seen = set()
     for line in (folder / "losses.jsonl").read_text().splitlines():
         row = json.loads(line)
-        assert abs(row["loss"] - expected[row["step"]]) <= within * expected[row["step"]], row
+        assert row["loss"] == expected[row["step"]], row
         seen.add(row["step"])
     # A step that ended, but was killed before it was recorded, is repeated: none is missing.
     assert seen == set(expected)
@@ -210,7 +284,17 @@ def same(a: Any, b: Any) -> bool:
     return a == b
 
 
-def moments(seed: int, phases: list[tuple[str, int, float]]) -> list[str]:
-    """Random moments, one in each of ``phases``: its name, greatest count, greatest amount."""
+def moments(
+    seed: int, phases: list[tuple[str, int, float]], who: tuple[str, ...] = ("",)
+) -> list[str]:
+    """Random moments, one in each of ``phases``: its name, greatest count, greatest amount.
+
+    Args:
+        who: who may be killed; each in turn, from a random one on.
+    """
     draw = random.Random(seed)
-    return [f"{p} {draw.randint(1, n)} {draw.uniform(0, most):.4f}" for p, n, most in phases]
+    first, words = draw.randrange(len(who)), []
+    for number, (phase, count, amount) in enumerate(phases):
+        moment = f"{phase} {draw.randint(1, count)} {draw.uniform(0, amount):.4f}"
+        words.append(f"{moment} {who[(first + number) % len(who)]}".rstrip())
+    return words

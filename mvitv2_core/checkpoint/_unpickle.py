@@ -211,7 +211,7 @@ def read_torch(stream: IO[bytes], buffer: Buffer) -> Any:
 
 
 def _read_zip(stream: IO[bytes], buffer: Buffer) -> Any:
-    places = _checked_members(stream, buffer)
+    places = checked_members(stream, buffer)
     pickles = [name for name in places if name.rpartition("/")[2] == "data.pkl"]
     if len(pickles) != 1:
         raise zipfile.BadZipFile("a zip file without one data.pkl")
@@ -237,7 +237,7 @@ def _bytes(buffer: Buffer, start: int, end: int) -> Tensor:
     return torch.frombuffer(buffer, dtype=torch.uint8, count=end - start, offset=start)
 
 
-def _checked_members(stream: IO[bytes], buffer: Buffer) -> dict[str, tuple[int, int]]:
+def checked_members(stream: IO[bytes], buffer: Buffer) -> dict[str, tuple[int, int]]:
     """Beginning and end of each member of a zip file, whose checksums are found to be right."""
     members = zipfile.ZipFile(stream).infolist()
     # set_crc32_options(False) makes torch write zeros in place of checksums, all over the file.

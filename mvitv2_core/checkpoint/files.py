@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._unpickle import RefusedGlobal, read_pickle, read_torch
+from ._unpickle import RefusedGlobal, checked_members, read_pickle, read_torch
 from .formats import average_inside, unwrapped, weights_keys, wrapped
 from .report import CheckpointError, listing
 
@@ -110,6 +110,25 @@ def read_file(path: str | os.PathLike[str]) -> tuple[str, Any]:
         raise CheckpointError(f"{file}: {_cause(error)}") from error
 
 
+def check_sums(path: str | os.PathLike[str]) -> None:
+    """Compare the checksums of a torch file that somebody else is going to read.
+
+    ``torch.load`` does not. Other files, and torch's from before 1.6, have none.
+
+    Raises:
+        CheckpointError: damaged; says which tensor's data.
+    """
+    file = os.fspath(path)
+    with open(file, "rb") as stream:
+        if stream.read(4) != b"PK\x03\x04":
+            return
+        buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            checked_members(stream, buffer)
+        except Exception as error:  # damaged files make readers raise anything
+            raise CheckpointError(f"{file}: {_cause(error)}") from error
+
+
 def _cause(error: Exception) -> str:
     if isinstance(error, ImportError):
         return NEEDED
@@ -178,8 +197,12 @@ def whole_file(path: str | os.PathLike[str], name: str = "") -> Iterator[str]:
     to fill. At its end the content goes to the disk, then the file to its name, with a new file's
     permissions. An exception removes it; what a kill leaves begins with ``.mvitv2-``, or is called
     ``name`` where that is given.
+
+    Raises:
+        OSError: what the system says of the disk, also where a writer such as ``torch.save``
+            raised something else because of it.
     """
-    path = os.fspath(path)
+    path, before = os.fspath(path), sys.exc_info()[1]
     unfinished = name or f".mvitv2-{secrets.token_hex(6)}.tmp"
     unfinished = os.path.join(os.path.dirname(path), unfinished)
     with open(unfinished, "wb" if name else "xb") as stream:
@@ -190,10 +213,29 @@ def whole_file(path: str | os.PathLike[str], name: str = "") -> Iterator[str]:
             os.fsync(stream.fileno())  # or the new name may outlive its content in a power cut
         os.chmod(unfinished, mode)  # safetensors puts a file of the owner's alone in its place
         os.replace(unfinished, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
+    except BaseException as error:
+        with suppress(OSError):  # the disk may have become read-only
             os.unlink(unfinished)
-        raise
+        cause = _disk_error(error, before)
+        if cause is None:
+            raise
+        raise OSError(cause.errno, cause.strerror, path) from error
+
+
+def _disk_error(error: BaseException, before: BaseException | None) -> OSError | None:
+    """The OSError behind another error, such as torch's "unexpected pos" where a disk is full.
+
+    Args:
+        before: what was being handled before the write, which is no reason.
+    """
+    if isinstance(error, OSError) or not isinstance(error, Exception):
+        return None
+    cause = error.__context__
+    while cause is not None and cause is not before:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return cause
+        cause = cause.__context__
+    return None
 
 
 def write_checkpoint(
@@ -224,19 +266,29 @@ def write_checkpoint(
     try:
         with whole_file(file) as target:
             if suffix == ".safetensors":
-                from safetensors.torch import save_file
-
-                save_file(state, target, metadata={"format": "pt"})
+                _write_safetensors(state, target)
             elif suffix == ".pkl":
                 arrays = {name: value.numpy() for name, value in state.items()}
                 with open(target, "wb") as stream:
                     pickle.dump(wrapped(arrays, format), stream, protocol=4)
             else:
-                torch.save(wrapped(state, format), target)
+                # To a stream, whose errors say what is the matter: given a name, torch does not.
+                with open(target, "wb") as stream:
+                    torch.save(wrapped(state, format), stream)
     except ImportError as error:
         raise CheckpointError(f"{file}: {NEEDED}") from error
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be written: {error.strerror or error}") from error
+
+
+def _write_safetensors(state: dict[str, Tensor], target: str) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(state, target, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def check_target(path: str | os.PathLike[str], format: str, force: bool = False) -> None:

@@ -146,7 +146,11 @@ def official_path(name: str) -> str:
         )
     official = OFFICIAL[name]
     if not official.cached.is_file():
-        download(official.url, official.cached)
+        try:
+            download(official.url, official.cached)
+        except CheckpointError as error:
+            hint = f"; a copy from another machine belongs at {official.cached}"
+            raise CheckpointError(f"{error}{hint}") from error
     return str(official.cached)
 
 

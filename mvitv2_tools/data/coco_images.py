@@ -23,12 +23,14 @@ class Look(NamedTuple):
         size: (width, height) upright; None where it cannot be read.
         stored: (width, height) before its EXIF orientation is applied.
         digest: of the file's bytes.
+        deep: whether its values have more than 8 bits.
         error: why it cannot be read.
     """
 
     size: tuple[int, int] | None
     stored: tuple[int, int] | None = None
     digest: str = ""
+    deep: bool = False
     error: str = ""
 
 
@@ -40,7 +42,7 @@ def look(path: str) -> Look:
         digest = hashlib.sha1(Path(path).read_bytes(), usedforsecurity=False).hexdigest()
         size = open_image(path).size
         with Image.open(path) as image:
-            return Look(size, image.size, digest)
+            return Look(size, image.size, digest, image.mode.startswith("I"))
     except MediaError as error:
         return Look(None, error=str(error).removeprefix(f"{path}: "))
     except OSError as error:
@@ -55,12 +57,13 @@ def crashed(path: str) -> Look:
 def check_pictures(splits: Sequence[Split], workers: int, findings: Findings) -> None:
     """Missing, unreadable, of another size, twice, in both splits, or in no json."""
     listed = {
-        root: sorted(root.rglob("*")) if root.is_dir() else []
-        for root in {split.image_root for split in splits}
+        split.image_root: sorted(split.image_root.rglob("*"))
+        for split in splits
+        if split.image_root.is_dir()
     }
     jobs, known = [], set()
     for split in splits:
-        by_name = {path.name.lower(): path for path in listed[split.image_root]}
+        by_name = {path.name.lower(): path for path in listed.get(split.image_root, [])}
         for image in split.images.values():
             path = split.file(image)
             known.add(path.resolve())
@@ -76,6 +79,8 @@ def check_pictures(splits: Sequence[Split], workers: int, findings: Findings) ->
         if seen.size is None:
             findings.add("unreadable image", where, seen.error)
             continue
+        if seen.deep:
+            findings.add("16-bit image", where, "white in training, right in mvitv2 predict")
         same[seen.digest].append((split.name, str(image["file_name"])))
         said = (image["width"], image["height"])
         if said != seen.size:
@@ -88,9 +93,11 @@ def check_pictures(splits: Sequence[Split], workers: int, findings: Findings) ->
         for other in others:
             kind = "duplicate image" if other[0] == first[0] else "train and val overlap"
             text = f"the same file content as {', '.join(first)}"
+            text = "the json names this file twice" if other == first else text
             findings.add(kind, ", ".join(other), text)
+    unread = {split.image_root for split in splits if not split.images}
     for root, paths in listed.items():
-        for path in paths:
+        for path in paths if root not in unread else ():
             if path.suffix.lower() in PICTURES and path.resolve() not in known:
                 findings.add("file not in the json", str(path.relative_to(root)), f"in {root}")
 

@@ -12,7 +12,8 @@ from mvitv2_core.checkpoint.files import whole_file
 
 from .coco_check import KINDS, Split, read_split
 from .coco_images import check_pictures
-from .coco_pair import check_classes, check_tiny, has_masks, sizes
+from .coco_masks import has_masks, has_run_lengths
+from .coco_pair import check_classes, check_tiny, sizes
 from .detection_config import python_config, yaml_config
 from .detection_plan import MODELS, make_plan
 from .findings import Findings
@@ -77,6 +78,7 @@ def run(options: Any) -> int:
         classes=train.classes,
         images=len(learnable & set(train.images)),
         masks=masks,
+        bitmasks=masks and has_run_lengths(train),
         batch=options.batch,
         epochs=options.epochs,
         weights=options.weights,

@@ -40,6 +40,9 @@ model.roi_heads.mask_in_features = None
 model.roi_heads.mask_pooler = None
 model.roi_heads.mask_head = None
 """
+BITMASKS = """# Masks in run lengths are no polygons.
+dataloader.train.mapper.instance_mask_format = "bitmask"
+"""
 # Half of the images are cropped first, as in the published recipes.
 CROP = """
     L(T.RandomApply)(
@@ -108,7 +111,7 @@ dataloader.test.dataset = L(own_coco)(
 )
 dataloader.train.mapper.image_format = "RGB"
 dataloader.train.mapper.use_instance_mask = {masks}
-dataloader.train.mapper.augmentations = [{crop}
+{mask_format}dataloader.train.mapper.augmentations = [{crop}
     L(T.ResizeShortestEdge)(
         short_edge_length={short}, sample_style="choice", max_size={longest}
     ),
@@ -170,6 +173,7 @@ MODEL:
     NUM_CLASSES: {count}
 INPUT:
   FORMAT: RGB
+  MASK_FORMAT: {mask_format}
 DATASETS:
   TRAIN: [{train}]
   TEST: [{val}]
@@ -231,6 +235,7 @@ def python_config(plan: Plan, file: str) -> str:
         val=f"{plan.name}_val",
         files=[str(path) for path in plan.files],
         masks=plan.masks,
+        mask_format=BITMASKS if plan.bitmasks else "",
         short=plan.model.short,
         short_test=plan.model.short_test,
         longest=plan.model.longest,
@@ -265,6 +270,7 @@ def yaml_config(plan: Plan, file: str) -> str:
         weights=quoted(plan.weights),
         device=plan.device,
         masks=plan.masks,
+        mask_format="bitmask" if plan.bitmasks else "polygon",
         count=len(plan.classes),
         train=quoted(f"{plan.name}_train"),
         val=quoted(f"{plan.name}_val"),

@@ -66,6 +66,7 @@ class Plan:
         classes: names in the order of their ids.
         images: training images with something to learn from.
         masks: whether there is a mask head.
+        bitmasks: whether its targets are kept as bitmasks, not as polygons.
         batch: images a step, on all GPUs together.
         steps: of training.
         warmup: steps in which the learning rate rises.
@@ -88,6 +89,7 @@ class Plan:
     weights: str
     device: str
     out: Path
+    bitmasks: bool = False
 
     @property
     def lr(self) -> float:
@@ -131,6 +133,7 @@ def make_plan(
     weights: str | None,
     device: str,
     out: Path,
+    bitmasks: bool = False,
 ) -> Plan:
     """The published recipe, scaled.
 
@@ -160,5 +163,18 @@ def make_plan(
     period = min(steps, max(math.ceil(steps / 20), math.ceil(images / batch)))
     start = model.weights if weights is None else weights
     return Plan(
-        name, model, files, classes, images, masks, batch, steps, warmup, period, start, device, out
+        name,
+        model,
+        files,
+        classes,
+        images,
+        masks,
+        batch,
+        steps,
+        warmup,
+        period,
+        start,
+        device,
+        out,
+        bitmasks,
     )

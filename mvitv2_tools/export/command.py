@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -164,14 +165,10 @@ def export(
     from . import to_onnx, to_package
 
     onnx = output.suffix == ".onnx"
-    if (
-        not onnx
-        and "size" in free
-        and any(getattr(m, "windows", None) for m in subject.model.modules())
-    ):
+    if not onnx and has_windows(subject) and 0 in subject.free:
         raise ValueError(
-            "--dynamic size does not go with .pt2 where blocks attend inside windows: PyTorch ties "
-            "the program to whether windows are filled up at the example's size; .onnx can"
+            "--dynamic batch does not go with --dynamic size in a .pt2 where blocks attend inside "
+            "windows: PyTorch ties the program to more than one image; .onnx can"
         )
     say("the model's own outputs")
     inputs = subject.inputs()
@@ -221,7 +218,7 @@ def trace(
     # A program for a batch of one is for one alone: the example of a free batch has two.
     shape = (max(subject.shape[0], 2 if 0 in subject.free else 1), *subject.shape[1:])
     try:
-        with torch.no_grad():
+        with torch.no_grad(), any_windows(subject):
             return torch.export.export(
                 module,
                 (torch.zeros(shape),),
@@ -230,6 +227,24 @@ def trace(
             )
     except RuntimeError as error:
         raise ValueError(f"torch.export: {_first_line(error)}") from error
+
+
+def any_windows(subject: Subject) -> AbstractContextManager:
+    """Exporting asks of no size whether it is 0 or 1, where windows meet free sizes.
+
+    What the example answers would tie a program to it: whether there is one window, and whether
+    windows are filled up. ``torch.onnx.export`` sets the same.
+    """
+    config = torch.fx.experimental._config
+    if not has_windows(subject) or not hasattr(config, "backed_size_oblivious"):  # PyTorch 2.6
+        return nullcontext()
+    return config.patch(backed_size_oblivious=True)
+
+
+def has_windows(subject: Subject) -> bool:
+    """Whether size is free, and blocks attend inside windows."""
+    free = len(subject.shape) - 1 in subject.free
+    return free and any(getattr(m, "windows", None) for m in subject.model.modules())
 
 
 def compare(

@@ -59,8 +59,7 @@ class Subject:
         dims: dict[int, Any] = {}
         for axis, name in self.free.items():
             if axis >= len(self.shape) - 2 and self.multiple > 1:
-                # Two steps and more: a program for any size is none for sizes of one cell.
-                dims[axis] = self.multiple * torch.export.Dim(f"{name}_steps", min=2)
+                dims[axis] = self.multiple * torch.export.Dim(f"{name}_steps")
             else:
                 dims[axis] = torch.export.Dim.DYNAMIC
         return dims or None

@@ -12,8 +12,8 @@ from mvitv2_core.arguments import add_command, positive, seconds
 
 EXAMPLES = """\
 examples:
-  mvitv2 extract mvitv2_small_16x4_k400 talks/ --stride 1 --out features
   mvitv2 extract mvitv2_base_in1k photos/ --format parquet --out features
+  mvitv2 extract mvitv2_small_16x4_k400 talks/ --stride 1 --out talks-features
   mvitv2 extract outputs/demo-video clips/ --features grid --dtype float16 --out grids
   mvitv2 extract mvitv2_small_16x4_k400 /shared/videos --out /shared/features --engine ray
 The same command goes on where a killed one stopped. The exit code is 0 where every input has its

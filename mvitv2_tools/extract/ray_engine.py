@@ -18,6 +18,11 @@ from .work import extract_tasks
 
 INSTALL = "pip install 'mvitv2[ray]'"
 MOST_BLOCKS = 4096  # Ray Data keeps account of each
+TOKEN = (
+    "the cluster asks for a token: set RAY_AUTH_MODE=token, and have the cluster's token in "
+    "RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token "
+    "(docs/extract.md)"
+)
 
 
 class Worker:
@@ -103,7 +108,16 @@ def extract_on_ray(
         for row in known.iter_rows():
             yield json.loads(row["known"])
     except (ray.exceptions.RayError, ConnectionError) as error:
-        raise ValueError(f"--engine ray: {str(error).strip().splitlines()[-1]}") from error
+        raise ValueError(f"--engine ray: {_reason(error)}") from error
     finally:
         if begun:
             ray.shutdown()
+
+
+def _reason(error: Exception) -> str:
+    """One line: what to do about a token, which Ray tells in what lies behind the error alone; else
+    Ray's last line, which of a worker's traceback is the worker's own error."""
+    line = str(error).strip().splitlines()[-1]
+    if "AuthenticationError" in f"{type(error).__name__} {error.__cause__}":
+        return f"{line.split('. ')[0]}: {TOKEN}"
+    return line

@@ -1,8 +1,9 @@
 """Exported files beside eager: speed and size, in turns, over separate processes.
 
-    python projects/benchmark/export_speed.py                         # two threads
-    python projects/benchmark/export_speed.py --models toy --rounds 1 # tries the script
-    python projects/benchmark/export_speed.py --table OUT/results.json
+    python projects/benchmark/export_speed.py --make                  # files alone, once; minutes
+    python projects/benchmark/export_speed.py --json projects/benchmark/results/export_speed.json
+    python projects/benchmark/export_speed.py --models toy --rounds 1 --calls 2  # tries the script
+    python projects/benchmark/export_speed.py --table FILE.json
 
 Each round starts one process for each route in turn, so that drift of the machine hits all alike.
 A process warms up, then takes the median of its calls; a row has the median and the range over the
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,14 +33,17 @@ from mvitv2_core.models import PLAIN
 from mvitv2_tools.classify import Classifier
 from mvitv2_tools.export import to_onnx
 from mvitv2_tools.export.command import export
-from mvitv2_tools.export.subject import classifier_subject
+from mvitv2_tools.export.subject import Subject, backbone_subject, classifier_subject
 from projects.benchmark.report import layout
 
-# {name: (official or plain name, height and width, frames)}
+CONFIGS = Path(__file__).resolve().parents[2] / "configs/COCO"
+# {name: (official or plain name or detectron2's config, height and width, frames)}
 MODELS: dict[str, tuple[str, tuple[int, int], int | None]] = {
     "image T 224": ("mvitv2_tiny", (224, 224), None),
     "clip S 16x4": ("mvitv2_small_16x4_k400", (224, 224), 16),
+    "backbone T with FPN 512": ("mask_rcnn_mvitv2_t_3x.yaml", (512, 512), None),
     "toy": ("mvitv2_tiny", (64, 64), None),
+    "toy backbone": ("toy_mask_rcnn_mvitv2.yaml", (128, 160), None),
 }
 ROUTES = {
     "eager": "",
@@ -49,12 +54,32 @@ ROUTES = {
 }
 
 
-def model_of(name: str) -> torch.nn.Module:
-    """With random weights: they make no difference in time."""
-    official, size, frames = MODELS[name]
+def subject_of(name: str, free: tuple[str, ...] = ()) -> Subject:
+    """What is exported and timed, with random weights: they make no difference in time."""
+    source, size, frames = MODELS[name]
     torch.manual_seed(0)
-    options: dict[str, Any] = {} if official in PLAIN and frames is None else {"frames": frames}
-    return create_model(official, input_size=size, **options)
+    if source.endswith(".yaml"):
+        return backbone_subject(detector_of(source), 1, size, None, free)
+    options: dict[str, Any] = {} if source in PLAIN and frames is None else {"frames": frames}
+    model: Any = create_model(source, input_size=size, **options)
+    classifier = Classifier(model, model.info, None, torch.device("cpu"))
+    return classifier_subject(classifier, 1, None, None, free)
+
+
+def detector_of(config: str) -> Any:
+    """What ``backbone_subject`` reads of a detector, by a YAML config."""
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model
+
+    from mvitv2_d2.env import setup_environment
+
+    setup_environment()
+    cfg = get_cfg()
+    cfg.merge_from_file(str(CONFIGS / config))
+    cfg.MODEL.DEVICE = "cpu"
+    return SimpleNamespace(
+        model=build_model(cfg).eval(), image_format=cfg.INPUT.FORMAT, labels=None
+    )
 
 
 def shape_of(name: str) -> tuple[int, ...]:
@@ -71,18 +96,15 @@ def make(name: str, route: str, out: Path) -> None:
     file = file_of(name, route, out)
     if not ROUTES[route] or file.exists():
         return
-    model: Any = model_of(name)
-    classifier = Classifier(model, model.info, None, torch.device("cpu"))
     free = ("size",) if "free" in route else ()
-    subject = classifier_subject(classifier, 1, None, None, free)
-    export(subject, file, compiled="compiled" in route, free=free, say=say)
+    export(subject_of(name, free), file, compiled="compiled" in route, free=free, say=say)
 
 
 def caller(name: str, route: str, out: Path, threads: int) -> Any:
     """A function of an input that runs the route."""
     file = str(file_of(name, route, out))
     if route == "eager":
-        return model_of(name)
+        return subject_of(name).model.eval()
     if file.endswith(".onnx"):
         session = to_onnx.open_session(Path(file), threads)
         (given,) = session.get_inputs()
@@ -160,15 +182,17 @@ def say(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS)[:3])
     parser.add_argument(
-        "--models", nargs="+", choices=MODELS, default=["image T 224", "clip S 16x4"]
+        "--routes", nargs="+", choices=ROUTES, default=[r for r in ROUTES if "free" not in r]
     )
-    parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES))
     parser.add_argument("--rounds", type=int, default=5, help="processes of each route")
-    parser.add_argument("--calls", type=int, default=10, help="timed calls of a process")
-    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--calls", type=int, default=4, help="timed calls of a process")
+    parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("outputs/export_speed"))
+    parser.add_argument("--json", type=Path, help="the results (default: OUT/results.json)")
+    parser.add_argument("--make", action="store_true", help="make the files, measure nothing")
     parser.add_argument(
         "--table", type=Path, metavar="JSON", help="print the table, measure nothing"
     )
@@ -184,6 +208,8 @@ def main() -> None:
     for name, route in pairs:
         say(f"{name}, {route}: making")
         make(name, route, args.out)
+    if args.make:
+        return None
     seconds: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
     for number in range(args.rounds):
         for pair in pairs if number % 2 == 0 else pairs[::-1]:
@@ -194,7 +220,7 @@ def main() -> None:
         size = file_of(name, route, args.out).stat().st_size / 2**20 if ROUTES[route] else 0
         rows.append({"model": name, "route": route, "seconds": found, "mib": size})
     results = {"machine": machine(args), "rows": rows}
-    with whole_file(args.out / "results.json") as temporary:
+    with whole_file(args.json or args.out / "results.json") as temporary:
         Path(temporary).write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
 

@@ -26,12 +26,25 @@ from projects.benchmark.report import RESULTS, layout, speed_text
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "projects/benchmark/README.md", "docs/*.md")
 BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
+UNMEASURED = "Not measured yet.\n"
+# Bytes of a row of MViTv2-S on 16 frames of 224 x 224.
+SIZES = {
+    "`pooled`, float32": 768 * 4,
+    "`frames`, float32": 8 * 768 * 4,
+    "`grid`, float16": 8 * 7 * 7 * 768 * 2,
+}
+MACHINE = 64  # cores, of the example in docs/extract.md
 SPEED_PICTURE = ROOT / "docs/images/benchmark_speed.png"
 
 
 def kept(name: str) -> dict:
     """The results kept under ``name``: machine, notes and rows."""
     return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def measured(name: str) -> bool:
+    """Whether there are results under ``name``."""
+    return (RESULTS / f"{name}.json").is_file()
 
 
 def measured_on(facts: dict) -> str:
@@ -101,19 +114,50 @@ def predict_share() -> str:
 
 
 def extract() -> str:
-    """How busy ``mvitv2 extract`` keeps a model, and what a thousand hours of video would take."""
+    """How busy ``mvitv2 extract`` keeps a model."""
+    if not measured("extract_speed"):
+        return UNMEASURED
     results = kept("extract_speed")
-    lines = [["inputs", "model", "rows a second", "share of the bare model's", "1000 hours"]]
+    lines = [["inputs", "model", "rows a second", "share of the bare model's"]]
     for row in results["results"]:
         rate, part, step = row["extract rows/s"], row["ratio"], row["seconds"]
         inputs = f"video, a row every {step:.2f} s" if step else "pictures"
-        hours = f"{1000 / step / rate['median']:,.0f} hours" if step else ""
         spreads = (
             f"{r['median']:.{d}f} ({r['min']:.{d}f} to {r['max']:.{d}f})"
             for r, d in ((rate, 2), (part, 3))
         )
-        lines.append([inputs, row["model"], *spreads, hours])
+        lines.append([inputs, row["model"], *spreads])
     return f"{layout(lines, markdown=True)}\n{measured_on(results['machine'])}"
+
+
+def extract_hours() -> str:
+    """What 1000 hours of video would take: one worker, a machine full of them, ten machines."""
+    if not measured("extract_speed"):
+        return UNMEASURED
+    videos = [row for row in kept("extract_speed")["results"] if row["seconds"]]
+    threads = videos[0]["threads"]
+    full = MACHINE // threads
+    counts = {
+        f"hours of 1 worker of {threads} threads": 1,
+        f"of {full}, on {MACHINE} cores": full,
+        f"of {10 * full}, on 10 x {MACHINE} cores": 10 * full,
+    }
+    columns = [
+        ["", "rows", *SIZES, "r: rows a second of a worker", *counts, "seconds of video read"]
+    ]
+    for row in videos:
+        step, rate = row["seconds"], row["extract rows/s"]["median"]
+        rows = 1000 * 3600 / step
+        column = [f"a row every {step:.2f} s", f"{rows:,.0f}"]
+        column += [size(rows * bytes_of_row) for bytes_of_row in SIZES.values()]
+        column += [f"{rate:.2f}", *(f"{rows / rate / n / 3600:,.1f}" for n in counts.values())]
+        columns.append([*column, f"{rate * step:.2f} a second and worker"])
+    return layout([list(line) for line in zip(*columns, strict=True)], markdown=True)
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    return f"{count / 1e12:.2f} TB" if count >= 1e12 else f"{count / 1e9:.1f} GB"
 
 
 def explain() -> str:
@@ -135,6 +179,12 @@ def explain() -> str:
     return f"{layout(lines, markdown=True)}\n{measured_on(results['machine'])}"
 
 
+def export() -> str:
+    """Exported files' size and speed beside eager."""
+    measured = (RESULTS / "export_speed.json").exists()
+    return table(kept("export_speed")) if measured else "Not measured yet.\n"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "speed": lambda: speed(full=False),
     "speed_full": lambda: speed(full=True),
@@ -142,7 +192,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "predict_share": predict_share,
     "explain": explain,
     "extract": extract,
-    "export": lambda: table(kept("export_speed")),
+    "extract_hours": extract_hours,
+    "export": export,
 }
 
 

@@ -83,14 +83,15 @@ def walk(
         parts["semantic head"], _ = measure(model.sem_seg_head.layers, features)
     heads = getattr(model, "roi_heads", None)
     if heads is not None:
-        boxes = _boxes(features["p2"], heads.box_pooler, proposals)
+        finest = features[heads.box_in_features[0]]
+        boxes = _boxes(finest, heads.box_pooler, proposals)
         stages = [(heads.box_head, heads.box_predictor)]
         if isinstance(heads, CascadeROIHeads):
             stages = list(zip(heads.box_head, heads.box_predictor, strict=True))
         parts["box heads"] = sum(measure(nn.Sequential(*stage), boxes)[0] for stage in stages)
         for name in ("mask", "keypoint"):
             if getattr(heads, f"{name}_on"):
-                boxes = _boxes(features["p2"], getattr(heads, f"{name}_pooler"), detections)
+                boxes = _boxes(finest, getattr(heads, f"{name}_pooler"), detections)
                 parts[f"{name} head"], _ = measure(getattr(heads, f"{name}_head").layers, boxes)
     return parts
 

@@ -60,7 +60,8 @@ def shrink_heads(model: Any) -> None:
     """Narrow heads for the toy classes, and few boxes."""
     rpn, heads = model.proposal_generator, model.roi_heads
     rpn.head.in_channels = CHANNELS
-    rpn.anchor_generator.sizes = [[size // SHRINK * 2] for (size,) in rpn.anchor_generator.sizes]
+    sizes = rpn.anchor_generator.sizes
+    rpn.anchor_generator.sizes = [[size // SHRINK * 2 for size in level] for level in sizes]
     rpn.update(batch_size_per_image=64, pre_nms_topk=(200, 100), post_nms_topk=(100, 50))
     heads.update(num_classes=CLASSES, batch_size_per_image=32)
     for head in heads.get("box_heads", None) or [heads.box_head]:

@@ -8,6 +8,11 @@ The command line is detectron2's: ``--config-file``, ``--resume``, ``--eval-only
 and ``KEY VALUE`` pairs. Each data set is evaluated by the kind in its metadata.
 
     python projects/detection/train_net.py --config-file FILE.yaml [--num-gpus 8] [KEY VALUE ...]
+
+A LazyConfig with ``train.sharded=True`` trains with its weights divided over the GPUs
+(``mvitv2_d2.sharded``); without, detectron2's tools/lazyconfig_train_net.py trains it.
+
+    python projects/detection/train_net.py --config-file FILE.py --num-gpus 8 train.sharded=True
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode, LazyConfig, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from detectron2.evaluation import (
@@ -117,8 +122,30 @@ def setup(args: Any) -> CfgNode:
     return cfg
 
 
+def train_lazy(args: Any) -> None:
+    """Train a LazyConfig sharded.
+
+    Raises:
+        ValueError: ``train.sharded`` is off, or ``--eval-only`` is given: detectron2's own tool
+            serves both; or see ``sharded.check``.
+    """
+    from mvitv2_d2 import sharded
+
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    if args.eval_only or not cfg.train.get("sharded", False):
+        raise ValueError(
+            "train_net.py takes a LazyConfig with train.sharded=True and without --eval-only: "
+            "detectron2's tools/lazyconfig_train_net.py does the rest, also with model_final.pth "
+            "of a sharded run"
+        )
+    default_setup(cfg, args)
+    sharded.train(cfg, resume=args.resume)
+
+
 def main(args: Any) -> Any:
     """Train, or evaluate with ``--eval-only``; returns the results."""
+    if args.config_file.endswith(".py"):
+        return train_lazy(args)
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)

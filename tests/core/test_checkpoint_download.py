@@ -211,6 +211,22 @@ def test_unknown_name_lists_what_there_is() -> None:
         load_checkpoint(MViTClassifier(small("T")), "mvitv2_micro_in1k")
 
 
+def test_failed_download_says_where_a_copy_belongs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+
+    def fail(*_: object) -> None:
+        raise CheckpointError("no connection")
+
+    monkeypatch.setattr(hub, "download", fail)
+    place = str(tmp_path / "hub/checkpoints/MViTv2_T_in1k.pyth")
+    with pytest.raises(CheckpointError, match=r"no connection; a copy.* at ") as raised:
+        hub.official_path("mvitv2_tiny_in1k")
+    assert place in str(raised.value)
+
+
 def test_cache_names_are_distinct() -> None:
     files = [row.file for row in OFFICIAL.values()]
     assert len(set(files)) == len(files)

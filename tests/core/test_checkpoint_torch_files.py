@@ -6,6 +6,7 @@ import io
 import pickletools
 import random
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from mvitv2_core import CheckpointError, MViTClassifier
 from mvitv2_core.checkpoint import read_checkpoint, read_content
+from mvitv2_core.checkpoint.files import check_sums
 from tests.checkpoint_files import CONFIG, refused, torch_bytes
 from tests.compare import randomize
 
@@ -99,19 +101,25 @@ def data_members(path: Path) -> dict[str, tuple[int, int]]:
     return places
 
 
-def test_one_flipped_bit_is_found(tmp_path: Path, state: dict) -> None:
-    """Forty files with a bit of a tensor flipped: each is refused, by the member's name."""
+@pytest.mark.parametrize("count", [200, pytest.param(5000, marks=pytest.mark.soak)])
+def test_one_flipped_bit_is_found(
+    count: int, tmp_path: Path, state: dict, tally: Callable[..., None]
+) -> None:
+    """Files with a bit of a tensor flipped: each is refused, by the member's name."""
     path, draw = tmp_path / "x.pyth", random.Random(5)
     torch.save({"model_state": state}, path)
     whole, places = path.read_bytes(), data_members(path)
-    for name, (start, end) in draw.sample(sorted(places.items()), 40):
+    for name, (start, end) in draw.choices(sorted(places.items()), k=count):
         damaged = bytearray(whole)
         damaged[draw.randrange(start, end)] ^= 1 << draw.randrange(8)
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=f"checksum of member {name} is wrong"):
-            read_checkpoint(path)
+        for read in (read_checkpoint, check_sums):
+            with pytest.raises(CheckpointError, match=f"checksum of member {name} is wrong"):
+                read(path)
+        tally("flipped bits of tensors in checkpoints, refused")
     path.write_bytes(whole)
     read_checkpoint(path)
+    check_sums(path)
 
 
 def test_files_written_without_checksums_are_read(tmp_path: Path, state: dict) -> None:

@@ -51,7 +51,7 @@ def grids(rank: int) -> st.SearchStrategy[tuple[int, ...]]:
     return st.tuples(*[st.integers(1, (40, 7, 4)[rank - 1])] * rank)
 
 
-@examples(200, 650, 6500)
+@examples(200, 650, 32500)
 def test_attend(count: int, tally: Tally) -> None:
     """Folded, chunked and fused attention, for any grids of queries and keys."""
 
@@ -81,7 +81,7 @@ def test_attend(count: int, tally: Tally) -> None:
     check()
 
 
-@examples(25, 50, 500)
+@examples(25, 50, 2500)
 def test_plain_attend(count: int, tally: Tally) -> None:
     """``plain.attention``, which tracers see, is the plain arithmetic too."""
 
@@ -101,7 +101,7 @@ def test_plain_attend(count: int, tally: Tally) -> None:
     check()
 
 
-@examples(100, 300, 3000)
+@examples(100, 300, 15000)
 def test_pool(count: int, tally: Tally) -> None:
     """Any odd or even kernel and stride, on lines, images and clips from one cell up."""
 
@@ -126,7 +126,7 @@ def test_pool(count: int, tally: Tally) -> None:
     check()
 
 
-@examples(50, 150, 1500)
+@examples(50, 150, 7500)
 def test_mlp(count: int, tally: Tally) -> None:
     width = st.integers(1, 12)
 
@@ -199,7 +199,7 @@ def configs(draw: st.DrawFn) -> MViTConfig:
     )
 
 
-@examples(50, 150, 1500)
+@examples(50, 150, 7500)
 def test_block(count: int, tally: Tally) -> None:
     @drawn(count, st.data(), cases, batches, configs())
     def check(data: st.DataObject, case: Case, batch: int, config: MViTConfig) -> None:
@@ -220,7 +220,7 @@ def test_block(count: int, tally: Tally) -> None:
     check()
 
 
-@examples(80, 250, 2500)
+@examples(80, 250, 12500)
 def test_model(count: int, tally: Tally) -> None:
     """Stage outputs and logits of whole models, with and without recomputed blocks."""
 
@@ -246,7 +246,7 @@ def test_model(count: int, tally: Tally) -> None:
     check()
 
 
-@examples(20, 50, 500)
+@examples(20, 50, 2500)
 def test_too_small(count: int, tally: Tally) -> None:
     """Without padding, inputs below the patch kernel are refused by name; from it up they run."""
     spec = BlockSpec(4, 4, 4, 1, (4, 4), (1, 1), (1, 1), (3, 3), (3, 3))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mvitv2_core.media import MediaError, Video, scaled_size
+from mvitv2_core.media import MediaError, Video, open_image, scaled_size
 from mvitv2_core.model_info import official_info
 from mvitv2_core.transforms import ClipTransform
 from tests.media_files import INFO, frame_number, lit, set_rotation, write_video
@@ -94,6 +94,36 @@ def test_containers_without_a_length(tmp_path: Path) -> None:
         assert np.abs(np.array(numbers) - np.array(expected)).max() <= 1, name
 
 
+@pytest.mark.parametrize("group", ["250", "40"])
+def test_sought_between_key_frames(group: str, tmp_path: Path) -> None:
+    """MPEG-TS has no index: what lies before the next key frame is found all the same."""
+    frames = frame_number(90, 360, 80)
+    path = write_video(tmp_path / "a.ts", frames, g=group, keyint_min=group)
+    with Video(path) as video:
+        for _ in range(2):  # from where the file stands, and from its start again
+            assert sum(1 for _ in video.frames()) == 90
+        for first, last in ((2.4, 2.5), (0.5, 0.6), (1.2, 1.3)):
+            shown = [video.to_tensor(f.picture) for f in video.frames(first, last)]
+            numbers = lit(torch.stack(shown), 90)
+            assert numbers == list(range(round(first * 30), round(last * 30) + 1))
+
+
+def test_a_late_start_is_no_damage(tmp_path: Path) -> None:
+    """Matroska's tag says when a stream ends, not how long it is."""
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 120, 80, "yuv420p"
+        for index, frame in enumerate(frame_number(60, 120, 80)):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts, picture.time_base = 5000 + round(index * 1000 / 30), Fraction(1, 1000)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    with Video(tmp_path / "a.mkv") as video:
+        assert video.duration == pytest.approx(2.0, abs=0.05)
+        assert sum(1 for _ in video.frames()) == 60 and video.broken == ""
+
+
 def test_broken_tail(tmp_path: Path) -> None:
     """What can be decoded is used, and the reader says that the file is broken."""
     frames = frame_number(90, 160, 120)
@@ -125,6 +155,17 @@ def test_broken_tail(tmp_path: Path) -> None:
     (tmp_path / "cut.mp4").write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(MediaError, match=r"cut\.mp4: cannot be read as a video"):
         read(tmp_path / "cut.mp4")
+
+
+def test_empty_files(tmp_path: Path) -> None:
+    """Said so, where FFmpeg and Pillow speak of invalid data."""
+    pytest.importorskip("PIL", reason="pictures need Pillow: pip install Pillow")
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(MediaError, match=r"a\.mp4: cannot be read as a video: the file is empty"):
+        read(tmp_path / "a.mp4")
+    with pytest.raises(MediaError, match=r"a\.jpg: cannot be read as a picture: the file is empty"):
+        open_image(tmp_path / "a.jpg")
 
 
 def test_ten_bits_and_sound(tmp_path: Path) -> None:

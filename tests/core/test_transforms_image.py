@@ -134,6 +134,8 @@ def test_modes(tmp_path: Path) -> None:
     assert np.array_equal(read("palette.gif", palette), np.array(palette.convert("RGB")))
     with pytest.raises(MediaError, match=r"float\.tif: a picture of floating point"):
         read("float.tif", Image.fromarray(grey.astype(np.float32)))
+    with pytest.raises(MediaError, match=r"int\.tif: grey values from \d+ to 255 are no 16-bit"):
+        read("int.tif", Image.fromarray(grey.astype(np.int32)))  # else it would be black
 
 
 def test_files_that_are_no_pictures(tmp_path: Path) -> None:

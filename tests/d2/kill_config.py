@@ -13,7 +13,10 @@ _recipe = LazyConfig.load(str(_path))
 model = _recipe.model
 dataloader = _recipe.dataloader
 dataloader.train = L(ByIteration)(
-    dataset=dataloader.train.dataset, mapper=dataloader.train.mapper, total_batch_size=2
+    dataset=dataloader.train.dataset,
+    mapper=dataloader.train.mapper,
+    total_batch_size=2,
+    num_workers=0,
 )
 optimizer = _recipe.optimizer
 lr_multiplier = _recipe.lr_multiplier

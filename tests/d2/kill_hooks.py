@@ -8,37 +8,66 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tests import killing
+
+
+class Batches(IterableDataset):
+    """This rank's share of every batch from iteration ``start`` on, each drawn by its number."""
+
+    def __init__(self, dataset: list, mapper: Any, total_batch_size: int, start: int) -> None:
+        from detectron2.utils import comm
+
+        self.dataset, self.mapper = dataset, mapper
+        self.size, self.start = total_batch_size, start
+        self.rank, self.ranks = comm.get_rank(), comm.get_world_size()
+
+    def __iter__(self) -> Iterator[list]:
+        from detectron2.utils.env import seed_all_rng
+
+        for iteration in count(self.start):
+            seed_all_rng(1 + iteration)
+            chosen = np.random.permutation(len(self.dataset))[: self.size]
+            yield [self.sample(index) for index in chosen[self.rank :: self.ranks]]
+
+    def sample(self, index: int) -> dict:
+        sample = self.mapper(copy.deepcopy(self.dataset[index]))
+        if get_worker_info() is not None and killing.enter("worker"):
+            killing.kill()
+        if killing.enter("nan"):
+            sample["image"] = torch.full_like(sample["image"], torch.nan, dtype=torch.float32)
+        return sample
 
 
 class ByIteration:
     """Batches that depend on the trainer's iteration alone, as do all random choices after them.
 
-    Each rank gets its share of a batch, and makes choices of its own.
+    Args:
+        num_workers: 1 to make them in a process of their own.
     """
 
-    def __init__(self, dataset: list, mapper: Any, total_batch_size: int) -> None:
-        from detectron2.utils import comm
-
-        self.dataset, self.mapper = dataset, mapper
-        self.rank, self.size = comm.get_rank(), total_batch_size // comm.get_world_size()
+    def __init__(
+        self, dataset: list, mapper: Any, total_batch_size: int, num_workers: int = 0
+    ) -> None:
+        self.arguments, self.workers = (dataset, mapper, total_batch_size), num_workers
 
     def __iter__(self) -> Iterator[list]:
         from detectron2.utils.env import seed_all_rng
         from detectron2.utils.events import get_event_storage
 
-        while True:
-            number = get_event_storage().iter
-            seed_all_rng(1 + number)
+        start = get_event_storage().iter
+        batches = Batches(*self.arguments, start)
+        loader = DataLoader(batches, None, num_workers=self.workers, collate_fn=list)
+        for iteration, batch in enumerate(loader, start):
+            seed_all_rng(1 + iteration)
             killing.enter("step")
-            chosen = np.random.permutation(len(self.dataset))[self.rank * self.size :][: self.size]
-            if self.rank:
-                seed_all_rng(1 + number + 1000 * self.rank)
-            yield [self.mapper(copy.deepcopy(self.dataset[i])) for i in chosen]
+            yield batch
 
 
 def build_train_loader(cfg: Any) -> ByIteration:

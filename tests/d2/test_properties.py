@@ -54,7 +54,7 @@ def backbones(draw: st.DrawFn) -> MViT:
     )
 
 
-@examples(40, 150, 1500)
+@examples(40, 150, 7500)
 def test_backbone(count: int, tally: Callable[..., None]) -> None:
     """Feature maps of any image: sizes rounded up, none for a batch of none."""
 
@@ -93,7 +93,7 @@ def pyramid(model: nn.Module, bottom_up: dict[str, Tensor], image: Tensor) -> li
         model.bottom_up = held
 
 
-@examples(20, 50, 500)
+@examples(20, 50, 2500)
 def test_fpn(count: int, tally: Callable[..., None]) -> None:
     """Under detectron2's FPN: sizes that no level divides come padded, as detectron2 pads them."""
 

@@ -59,6 +59,7 @@ RECIPES = {
             ("no_pos", 56),
             ("abs_pos", 56),
             ("no_residual_pooling", 56),
+            ("single_scale", 56),
         )
     },
 }

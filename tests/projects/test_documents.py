@@ -100,8 +100,26 @@ BLOCKS = [
     ),
     Block("docs/weights.md", 'allow_new=("head",)'),
     Block("docs/machines.md", "lazyconfig_train_net", (ALONE, *CHECK), "detectron2", slow=True),
+    Block(
+        "docs/machines.md",
+        "--num-gpus 8 \\\n    --num-machines",
+        (ALONE, ("--resume ", ""), *CHECK),
+        "detectron2",
+        slow=True,
+    ),
     Block("docs/machines.md", "--num_shards 2", RUN_NET, "PySlowFast", slow=True),
-    Block("docs/machines.md", "torchrun", needs="needs several machines and a program of yours"),
+    Block(
+        "docs/machines.md", "slurm.sh", needs="needs SLURM: tests/projects/test_machine_scripts.py"
+    ),
+    Block("docs/machines.md", "torchrun.sh", needs="needs machines: test_machine_scripts.py there"),
+    Block(
+        "docs/machines.md",
+        "train.sharded=True",
+        (("--num-gpus 8 --resume", ""), *CHECK),
+        "detectron2",
+        slow=True,
+    ),
+    Block("docs/machines.md", "--rdzv-endpoint", needs="needs machines and a program of yours"),
     Block("docs/detectron2.md", "from detectron2 import model_zoo", needs="detectron2"),
     Block(
         "docs/detectron2.md",
@@ -154,6 +172,7 @@ BLOCKS = [
     Block("docs/extract.md", "read_features", needs="needs what the command before it leaves"),
     Block("docs/extract.md", "mvitv2_tools.extract.picture", needs=TRAINED),
     Block("docs/extract.md", "--engine ray", needs="needs a Ray cluster"),
+    Block("docs/extract.md", "RAY_AUTH_MODE", needs="needs a Ray cluster"),
     Block("docs/extract.md", "extract_speed.py", needs="needs minutes and a quiet machine"),
     Block("docs/gpu.md", "logging.basicConfig()"),
     Block("docs/predict.md", "pip install '.[predict]'", (PHOTO, ("pip install '.[predict]'", ""))),

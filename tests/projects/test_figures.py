@@ -10,13 +10,16 @@ import pytest
 
 from projects.benchmark import figures
 
+KEPT = "projects/benchmark/results/export_speed.json"
 # A ratio, as tables of speed and memory have them.
 RATIO = re.compile(r"\b\d+\.\d+x")
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "docs/predict.md", "docs/speed.md", "projects/benchmark/README.md"]
-)
+PAGES = ["README.md", "docs/explain.md", "docs/export.md", "docs/extract.md", "docs/predict.md"]
+PAGES += ["docs/speed.md", "projects/benchmark/README.md"]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_tables_are_those_of_the_results(name: str) -> None:
     text = (figures.ROOT / name).read_text()
     assert figures.BLOCK.search(text), "no figures between the marks"
@@ -46,6 +49,26 @@ def test_results_say_where_they_come_from() -> None:
     assert all(len(row["seconds"]["new"]) >= 5 for row in turns["rows"].values())
 
 
+def test_export_says_where_it_comes_from() -> None:
+    if not (figures.RESULTS / "export_speed.json").exists():
+        pytest.skip("not measured: python projects/benchmark/export_speed.py --json " + KEPT)
+    results = figures.kept("export_speed")
+    assert {"cpu", "threads", "torch", "onnxruntime", "processes"} <= results["machine"].keys()
+    assert all(len(row["seconds"]) >= 5 for row in results["rows"])
+
+
+def test_export_is_shown_from_what_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    page = "<!-- figures: export -->\nold\n<!-- /figures -->\n"
+    assert "Not measured yet.\n" in figures.with_figures(page)
+    eager = {"model": "m", "route": "eager", "seconds": [0.2, 0.3, 0.4], "mib": 0}
+    file = {"model": "m", "route": ".pt2", "seconds": [0.1, 0.2, 0.15], "mib": 12.5}
+    results = {"machine": {"cpu": "c"}, "rows": [eager, file]}
+    (tmp_path / "export_speed.json").write_text(json.dumps(results))
+    shown = figures.with_figures(page)
+    assert "| m | .pt2 | 0.1500 | 0.1000-0.2000 | 2.00x as fast | 12.5 |" in shown.replace("  ", "")
+
+
 def test_a_changed_figure_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     row = {"case": "x", "mode": "inference", "runs": [1.0] * 5, "over_limit": 1.5}
     ours = {**row, "who": "ours", "peak_mib": 5.0}
@@ -62,3 +85,28 @@ def test_a_changed_figure_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     peer["speed_of_ours"] = 1.3
     (tmp_path / "cpu.json").write_text(json.dumps(results))
     assert figures.with_figures(made) != made
+
+
+def test_a_thousand_hours_follow_from_the_rate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    page = "<!-- figures: extract_hours -->\n<!-- /figures -->\n"
+    assert "Not measured yet" in figures.with_figures(page)
+    rate, share = ({"median": m, "min": m, "max": m} for m in (0.5, 0.9))
+    row = {"model": "S", "seconds": 2.0, "threads": 4, "extract rows/s": rate, "ratio": share}
+    results = {"machine": {"cpu": "c"}, "results": [{**row, "seconds": 0}, row]}
+    (tmp_path / "extract_speed.json").write_text(json.dumps(results))
+    assert "| pictures | S | 0.50 (0.50 to 0.50) | 0.900 (0.900 to 0.900) |" in figures.extract()
+    made = figures.with_figures(page)
+    for line in (
+        "| rows | 1,800,000 |",
+        "| hours of 1 worker of 4 threads | 1,000.0 |",  # 1.8 million rows, 0.5 a second
+        "| of 16, on 64 cores | 62.5 |",
+        "| of 160, on 10 x 64 cores | 6.2 |",
+        "| seconds of video read | 1.00 a second and worker |",
+    ):
+        assert line in made
+    rate["median"] = 1.0
+    (tmp_path / "extract_speed.json").write_text(json.dumps(results))
+    assert "| hours of 1 worker of 4 threads | 500.0 |" in figures.with_figures(made)

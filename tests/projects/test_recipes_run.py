@@ -42,6 +42,7 @@ LAZY_FAMILIES = [
             "ablations/mask_rcnn_mvitv2_s_no_pos",
             "ablations/mask_rcnn_mvitv2_s_abs_pos",
             "ablations/mask_rcnn_mvitv2_s_no_residual_pooling",
+            "ablations/mask_rcnn_mvitv2_s_single_scale",
         )
     ),
 ]

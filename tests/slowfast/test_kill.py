@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 import torch
 
+from mvitv2_slowfast import MViTv2
 from tests import killing
+from tests.faults import flip_bit, small_disk
 from tests.slowfast import toy
 from tests.slowfast.launch import needs_pyslowfast, write_config
 
@@ -21,6 +24,8 @@ CHANGES = {
     "SOLVER": {"MAX_EPOCH": EPOCHS},
 }
 CLAIM = "kills survived, PySlowFast"
+FAULTS = "runs stopped by other faults and resumed, PySlowFast"
+RANKS = "kills on two ranks survived, PySlowFast"
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +37,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(data: Path) -> Callable[..., str]:
-    def start(folder: Path, kill_at: str = "") -> str:
-        config = write_config(folder, CHANGES, data=data)
+    def start(folder: Path, kill_at: str = "", ranks: int = 0, workers: int = 0) -> str:
+        devices = {"NUM_GPUS": ranks, "DIST_BACKEND": "gloo"}
+        loaders = {"DATA_LOADER": {"NUM_WORKERS": workers, "PIN_MEMORY": False}}
+        config = write_config(folder, CHANGES, devices, loaders, data=data)
         command = ["-m", "tests.slowfast.kill_driver", "--cfg", str(config)]
-        return killing.run(command, folder, kill_at)
+        meet = folder / f"meet{len(list(folder.glob('meet*')))}"  # a kill leaves the last one
+        meet.touch()
+        return killing.run([*command, "--init_method", f"file://{meet}"], folder, kill_at)
 
     return start
 
@@ -72,6 +81,57 @@ def test_killed_runs_resume(
     kills = ["save 2 0.6", "eval 1 0.02", "step 2 0.03"]
     check(start, tmp_path, reference, kills)
     tally(CLAIM, len(kills))
+
+
+@pytest.mark.slow
+def test_killed_ranks_resume(
+    start: Callable[..., str], tmp_path: Path, tally: Callable[..., None]
+) -> None:
+    """Two ranks: one killed while the other writes a checkpoint, both, and their launcher.
+
+    Upstream's launcher ends what is left of them; without it they end by themselves.
+    """
+    on_two, reference = partial(start, ranks=2), tmp_path / "reference"
+    on_two(reference)
+    kills = ["save 1 0.6 other", "step 4 0.03 ranks", "eval 1 0.02 launcher"]
+    check(on_two, tmp_path / "killed", reference, kills)
+    tally(RANKS, len(kills))
+
+
+@pytest.mark.slow
+def test_other_faults(
+    start: Callable[..., str], tmp_path: Path, tally: Callable[..., None]
+) -> None:
+    """The disk full or read-only at a checkpoint, the loader's worker killed, NaN in a clip.
+
+    Each ends the run with the cause in its last line, and the old checkpoint is whole.
+    """
+    with_worker = partial(start, workers=1)
+    reference, folder = tmp_path / "reference", tmp_path / "faults"
+    with_worker(reference)
+    faults = {
+        "full 4 0 self": r"OSError: \[Errno 28\] No space left on device: '.*epoch_00002.pyth'$",
+        "readonly 2 0 self": r"OSError: \[Errno 30\] Read-only file system: ",
+        "worker 6 0 self": r"RuntimeError: DataLoader worker \(pid.*\) .*Killed",
+        "nan 6 0 self": r"FloatingPointError: the loss became NaN at iteration 2 of 3 in epoch 2",
+    }
+    with small_disk(folder / "out", 32):
+        killing.survive_faults(with_worker, folder, reference, faults, partial(tally, FAULTS))
+        assert killing.same(final(folder), final(reference))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(2))
+def test_random_kills_of_ranks(
+    seed: int, start: Callable[..., str], tmp_path: Path, tally: Callable[..., None]
+) -> None:
+    """Twelve kills in two runs: whom, and at which moment, is drawn from the seed."""
+    on_two, reference = partial(start, ranks=2), tmp_path / "reference"
+    on_two(reference)
+    phases = [("step", 2, 0.1), ("save", 1, 1.0), ("eval", 1, 0.05)]
+    kills = killing.moments(seed, [*phases, *phases], killing.WHO)
+    check(on_two, tmp_path / "killed", reference, kills)
+    tally(RANKS, len(kills))
 
 
 @pytest.mark.soak
@@ -126,3 +186,33 @@ def test_only_our_models_are_saved_whole(tmp_path: Path, monkeypatch: pytest.Mon
         assert path.read_bytes() == (before if whole else b"half")
         assert checkpoint.pathmgr is manager
         assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_damaged_and_broken_checkpoints(tmp_path: Path, tally: Callable[..., None]) -> None:
+    """A flipped bit ends a resume by name, which ``torch.load`` lets through; NaN is not saved."""
+    from mvitv2_core import CheckpointError
+    from mvitv2_slowfast.plugin import connect
+    from mvitv2_slowfast.training import connect_trainer
+    from tests.slowfast_cfg import BASE, make_cfg
+
+    connect()
+    connect_trainer()
+    from slowfast.utils import checkpoint
+
+    cfg = make_cfg(BASE)
+    cfg.NUM_GPUS, cfg.NUM_SHARDS = 0, 1
+    model = MViTv2(cfg)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    path = Path(checkpoint.save_checkpoint(str(tmp_path), model, optimizer, 0, cfg))
+    checkpoint.load_checkpoint(str(path), model, False, optimizer)
+    flip_bit(path)
+    torch.load(path, weights_only=True)
+    with pytest.raises(CheckpointError, match=r"pyth: damaged .*checksum of member"):
+        checkpoint.load_checkpoint(str(path), model, False, optimizer)
+    tally("flipped bits of tensors in checkpoints, refused")
+    damaged = path.read_bytes()
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="no checkpoint is written"):
+        checkpoint.save_checkpoint(str(tmp_path), model, optimizer, 0, cfg)
+    assert path.read_bytes() == damaged

@@ -74,7 +74,7 @@ def predict(model: MViTv2, x: Tensor) -> list[Tensor]:
     return [logits.softmax(dim=1) if act == "softmax" else logits.sigmoid()]
 
 
-@examples(80, 250, 2500)
+@examples(80, 250, 12500)
 def test_model(count: int, tally: Callable[..., None]) -> None:
     """Clips of 1 to 40 frames and stills, as a list of one or bare, training or evaluating."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,35 @@ def _again(folder: Folder) -> None:
     folder.train["annotations"].append({**folder.train["annotations"][0], "id": 99})
 
 
+def _crowd(split: str, **values: Any) -> Spoil:
+    """The second box of image 0 a crowd, with other values; None drops a key."""
+
+    def spoil(folder: Folder) -> None:
+        entry = folder.content[split]["annotations"][1]
+        entry.update(values, iscrowd=1)
+        for key in [key for key, value in values.items() if value is None]:
+            del entry[key]
+
+    return spoil
+
+
+def _deep(folder: Folder) -> None:
+    from PIL import Image
+
+    pixels = np.full((SIZE[1], SIZE[0]), 30000, np.uint16)
+    Image.fromarray(pixels).save(folder.path / "train/3.png")
+
+
+def _named(name: Any) -> Spoil:
+    """A category's name in both jsons."""
+
+    def spoil(folder: Folder) -> None:
+        for content in folder.content.values():
+            content["categories"][1]["name"] = name
+
+    return spoil
+
+
 # What is done, the kind that must be found, and what its place or text must hold.
 SPOILS: list[tuple[str, Spoil, str, str]] = [
     ("outside", _set("train", "annotations", 0, bbox=[110, 5, 30, 20]),
@@ -188,6 +218,34 @@ SPOILS: list[tuple[str, Spoil, str, str]] = [
      "bad mask", "[80, 99]"),
     ("elsewhere", _set("train", "annotations", 0, segmentation=[[60, 60, 90, 60, 90, 70]]),
      "mask and box disagree", "[60, 60, 90, 70]"),
+    ("nan point", _set("train", "annotations", 0, segmentation=[[10, 5, 40, 5, math.nan, 25]]),
+     "bad mask", "3 or more"),
+    ("text point", _set("train", "annotations", 0, segmentation=[[10, 5, 40, 5, "25", 25]]),
+     "bad mask", "3 or more"),
+    ("rle text", _set("val", "annotations", 0, segmentation={"size": [80, 100], "counts": "no!"}),
+     "bad mask", "no run lengths"),
+    ("rle short", _set("val", "annotations", 0, segmentation={"size": [80, 100], "counts": [9]}),
+     "bad mask", "of 9 pixels"),
+    ("crowd's mask", _crowd("val", segmentation=[[1, 2]]), "bad mask", "annotation 2 of 0.png"),
+    ("crowd's rle", _crowd("train", segmentation={"size": [100, 80], "counts": [8000]}),
+     "bad mask", "[100, 80]"),
+    ("crowd without", _crowd("val", segmentation=None), "masks only in part", "annotation 2"),
+    ("no area", _drop("val", "annotations", 0, "area"), "evaluation would stop", "without area"),
+    ("no crowd", _drop("val", "annotations", 0, "iscrowd"), "evaluation would stop", "iscrowd"),
+    ("text area", _set("val", "annotations", 0, area="big"), "evaluation would stop", "'big'"),
+    ("text crowd", _set("train", "annotations", 0, iscrowd="0"), "incomplete entry",
+     "annotation 1: iscrowd '0' must be 0 or 1"),
+    ("id 0", _set("val", "annotations", 0, id=0), "annotation id 0", "annotation 0 of 0.png"),
+    ("fractions", _set("train", "annotations", 0, bbox=[0.1, 0.2, 0.3, 0.2]),
+     "box in fractions", "[0.1, 0.2, 0.3, 0.2] in the image of 100 x 80"),
+    ("true", _set("train", "annotations", 0, bbox=[True, 5, 30, 20]), "bad box", "True"),
+    ("16 bits", _deep, "16-bit image", "train, 3.png"),
+    ("no file", _set("train", "images", 0, file_name=None), "incomplete entry",
+     "entry 0 of images: file_name None must be text of one line"),
+    ("two lines", _named("wren\n"), "incomplete entry", "name 'wren\\n'"),
+    ("no text", _named(7), "incomplete entry", "name 7"),
+    ("file twice", _set("train", "images", 1, file_name="0.png"), "duplicate image",
+     "the json names this file twice"),
     ("tiny", _set("train", "annotations", 0, bbox=[10, 5, 0.3, 20]),
      "tiny box", "3.0 x"),
     ("extra", _extra, "file not in the json", "extra.png"),

@@ -28,16 +28,19 @@ def extract(*arguments: object) -> int:
         return cli.main([*given, *map(str, arguments)])
 
 
-def start(*arguments: object, part_rows: int = PART_ROWS) -> subprocess.Popen[str]:
+def start(
+    *arguments: object, part_rows: int = PART_ROWS, environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Begin the command in a process of its own, with one thread."""
     code = (
         "import sys; from mvitv2_tools.extract import work; "
         f"from tests.tools.extracting import extract; work.PART_ROWS = {part_rows}; "
         "sys.exit(extract(*sys.argv[1:]))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    here = environment if environment is not None else dict(os.environ)
+    here = {**here, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=here, stderr=subprocess.PIPE, text=True)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

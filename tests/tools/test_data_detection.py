@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mvitv2_tools.data.coco_check import KINDS
+from mvitv2_tools.data.coco_masks import read_run_lengths
 from mvitv2_tools.data.detection_plan import MODELS, make_plan
-from tests.tools.coco_folders import SPOILS, Folder, Spoil
+from tests.tools.coco_folders import SIZE, SPOILS, Folder, Spoil
 
 
 def test_nothing_wrong(data, tmp_path: Path) -> None:
@@ -49,6 +51,48 @@ def test_not_a_coco_json(data, tmp_path: Path, text: str | None) -> None:
     code, said = data("detection", *arguments, "--out", tmp_path / "out")
     assert code == 1 and "not a COCO json: 1" in said
     assert "no config is written" in said and not (tmp_path / "out/detection.py").exists()
+
+
+def test_other_encodings_are_named(data, tmp_path: Path) -> None:
+    arguments = Folder(tmp_path / "birds").write()
+    file = Path(arguments[0])
+    file.write_text(file.read_text(), "utf-16")
+    code, said = data("detection", *arguments, "--out", tmp_path / "out")
+    assert code == 1 and "save it as UTF-8" in said
+    assert "file not in the json" not in said  # all of them follow from the first
+
+
+def test_incomplete_entries_are_named_once(data, tmp_path: Path) -> None:
+    """The annotations of an image or a category are no findings of their own."""
+    folder = Folder(tmp_path / "birds")
+    folder.train["images"][0]["width"] = "100"
+    folder.train["categories"][0]["name"] = folder.val["categories"][0]["name"] = 7
+    _, said = data("detection", *folder.write(), "--out", tmp_path / "out", "--check-only")
+    assert "width '100' must be a whole number above 0" in said
+    assert "name 7 must be text" in said
+    assert "unknown image id" not in said and "unknown category id" not in said
+
+
+def test_what_only_evaluation_reads_may_lack_in_training(data, tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "birds")
+    for entry in folder.train["annotations"]:
+        del entry["area"], entry["iscrowd"]
+    folder.train["annotations"][0]["id"] = 0
+    code, said = data("detection", *folder.write(), "--out", tmp_path / "out", "--check-only")
+    assert code == 0 and "nothing wrong was found" in said
+
+
+def test_run_lengths_are_read_as_pycocotools_writes_them() -> None:
+    mask = pytest.importorskip("pycocotools.mask", reason="pip install pycocotools to run")
+    drawn = np.random.default_rng(0)
+    for sparse in (0.01, 0.5, 0.99, 2.0):
+        pixels = np.asfortranarray(drawn.random((211, 97)) < sparse, np.uint8)
+        text = mask.encode(pixels)["counts"].decode()
+        counts = read_run_lengths(text)
+        assert counts is not None and sum(counts) == pixels.size
+        values = np.repeat(np.arange(len(counts)) % 2, counts)
+        assert (values == pixels.flatten(order="F")).all()
+        assert read_run_lengths(text[:-1] + "~") is None  # no character of this code
 
 
 def test_errors_keep_configs_back_unless_forced(data, tmp_path: Path) -> None:
@@ -133,6 +177,29 @@ class TestWithDetectron2:
             losses = model([seen])
         assert all(loss.isfinite() for loss in losses.values())
         assert ("loss_mask" in losses) == masks
+
+    def test_run_lengths_are_learnt(self, data, tmp_path: Path) -> None:
+        """detectron2 refuses them as polygons; beside polygons they are bitmasks."""
+        from detectron2.config import LazyConfig, get_cfg, instantiate
+        from detectron2.structures import BitMasks
+        from pycocotools import mask
+
+        from mvitv2_d2 import add_mvitv2_config
+
+        folder, out = Folder(tmp_path / "birds"), tmp_path / "runs"
+        entry = folder.train["annotations"][0]
+        runs = mask.merge(mask.frPyObjects(entry["segmentation"], SIZE[1], SIZE[0]))
+        entry["segmentation"] = {"size": runs["size"], "counts": runs["counts"].decode()}
+        code, said = data("detection", *folder.write(), "--out", out, "--model", "toy")
+        assert code == 0 and (out / "augmented.jpg").is_file(), said
+        loader = LazyConfig.load(str(out / "detection.py")).dataloader.train
+        dicts, mapper = instantiate(loader.dataset), instantiate(loader.mapper)
+        masks = mapper(dicts[0])["instances"].gt_masks
+        assert isinstance(masks, BitMasks) and masks.tensor.flatten(1).any(dim=1).all()
+        cfg = get_cfg()
+        add_mvitv2_config(cfg)
+        cfg.merge_from_file(str(out / "detection.yaml"))
+        assert cfg.INPUT.MASK_FORMAT == "bitmask"
 
     @pytest.mark.parametrize("size", [s for s in MODELS if s != "toy"])
     def test_models_are_those_of_the_recipes(self, size: str, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from mvitv2_d2.env import setup_environment
+from mvitv2_tools.detect import Detector
 from tests.media_files import frame_number, picture, write_video
 from tests.tools.conftest import Predict
 
@@ -74,6 +75,16 @@ def pictures(tmp_path: Path) -> Path:
     for index, size in enumerate([(120, 100), (120, 100), (100, 140), (64, 64)]):
         Image.fromarray(picture(*size, seed=index)).save(folder / f"{index}.png")
     return folder
+
+
+def test_a_score_below_the_configs() -> None:
+    """Or an object would be dropped before it is asked for; a higher score leaves it."""
+    cfg = LazyConfig.load(str(ROOT / "projects/detection/configs/toy_mask_rcnn_mvitv2.py"))
+    cfg.model.roi_heads.box_predictor.test_score_thresh = 0.05
+    for score, expected in ((0.0, 0.0), (0.5, 0.05)):
+        model = instantiate(cfg.model)
+        Detector(model, [], "RGB", None, torch.device("cpu"), score)
+        assert model.roi_heads.box_predictor.test_score_thresh == expected
 
 
 def check(row: dict[str, Any], instances: Any) -> None:
@@ -150,10 +161,22 @@ def test_videos(predict: Predict, lazy_run: Path, tmp_path: Path) -> None:
     seconds = [row["seconds"][0] for row in result.rows]
     assert result.code == 0
     assert seconds == pytest.approx([0, 2 / 30, 4 / 30, 6 / 30, 0, 2 / 30], abs=1e-3)
+    ends = [row["seconds"][1] for row in result.rows]  # never after the video's own
+    assert ends == pytest.approx([n / 30 for n in (2, 4, 6, 7, 2, 3)], abs=1e-3)
     for name, frames in (("a.mp4", 4), ("b.mp4", 2)):
         with av.open(str(tmp_path / "out" / name)) as container:
             assert len(list(container.decode(video=0))) == frames
             assert float(container.streams.video[0].average_rate) == pytest.approx(15)
+
+
+def test_a_strip_does_not_stop_the_others(predict: Predict, lazy_run: Path, pictures: Path) -> None:
+    """Resized to the longest side allowed, nothing would be left of the other."""
+    Image.fromarray(picture(3000, 3)).save(pictures / "2_strip.png")
+    result = predict(lazy_run, pictures, "--json", "--score", 0)
+    assert result.code == 1 and len(result.rows) == 5
+    failed = [row for row in result.rows if "error" in row]
+    assert [Path(row["input"]).name for row in failed] == ["2_strip.png"]
+    assert "2_strip.png: 3000x3 pixels cannot be resized" in result.err
 
 
 EVIL = {

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.tools.extracting import (
+    ROOT,
     clip_model,
     contents,
     extract,
+    start,
     still_model,
     write_pictures,
     write_videos,
@@ -23,6 +30,7 @@ from tests.tools.extracting import (
 pytest.importorskip("ray", reason="pip install 'mvitv2[ray]' to run")
 pytest.importorskip("av", reason="videos need PyAV: pip install av")
 pytestmark = pytest.mark.slow
+NO_DASHBOARD = "--include-dashboard=false"
 
 
 def workers() -> list[int]:
@@ -57,32 +65,78 @@ def test_two_workers(kill: bool, tmp_path: Path) -> None:
     assert contents(out) == contents(tmp_path / "local")
 
 
+@contextmanager
+def ray_node(log: Path, environment: dict[str, str], *options: str) -> Iterator[tuple[int, str]]:
+    """A node with one CPU; gives its process id, and the cluster's address."""
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1"]
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [*command, *options], env=environment, stdout=stream, stderr=subprocess.STDOUT
+        )
+    try:
+        until = time.monotonic() + 300
+        while "Ray runtime started" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.1)
+        found = re.search(r"ray start --address='(.*)'", log.read_text())
+        yield process.pid, found[1] if found else ""
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def token(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment with a token, and a home without one."""
+    kept = {key: text for key, text in os.environ.items() if not key.startswith("RAY_AUTH_")}
+    kept |= {"HOME": str(tmp_path_factory.mktemp("home")), "PYTHONPATH": str(ROOT)}
+    kept |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "300"}
+    return {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+
+
 @pytest.mark.parametrize("lose", [False, True])
-def test_a_cluster_by_its_address(lose: bool, tmp_path: Path) -> None:
-    """Two nodes on this machine, a worker on each; then with one that goes while it works."""
-    cluster_utils = pytest.importorskip("ray.cluster_utils")
+def test_a_cluster_by_its_address(lose: bool, tmp_path: Path, token: dict[str, str]) -> None:
+    """Two nodes that ask for a token, a worker on each; then with one that goes while it works."""
+    psutil = pytest.importorskip("psutil", reason="pip install psutil to run")
     clip_model(tmp_path / "run")
     videos = write_videos(tmp_path / "videos", *(120 + 20 * i for i in range(6)))
     arguments = (tmp_path / "run", videos, "--stride", 1 / 30, "--batch", 2, "--out")
     assert extract(*arguments, tmp_path / "local") == 1
-    out = tmp_path / "ray"
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        node = cluster.add_node(num_cpus=1)
-
-        def lose_one() -> None:
-            while len(list(out.glob("*.npy"))) < 2:
-                time.sleep(0.01)
-            cluster.remove_node(node, allow_graceful=False)
-
-        thread = threading.Thread(target=lose_one if lose else lambda: None)
-        thread.start()
-        options = ("--engine", "ray", "--address", cluster.address, "--workers", 2)
-        assert extract(*arguments, out, *options) == 1
-        thread.join()
-    finally:
-        cluster.shutdown()
+    out, lost = tmp_path / "ray", []
+    with (
+        ray_node(tmp_path / "head.log", token, "--head", "--port=0", NO_DASHBOARD) as (_, address),
+        ray_node(tmp_path / "node.log", token, f"--address={address}") as (node, _),
+    ):
+        options = ("--engine", "ray", "--address", address, "--workers", 2)
+        run = start(*arguments, out, *options, environment=token)
+        while lose and not lost and run.poll() is None:
+            if len(list(out.glob("*.npy"))) >= 2:
+                lost = [psutil.Process(node), *psutil.Process(node).children(recursive=True)]
+                assert any("MapWorker" in " ".join(part.cmdline()) for part in lost)
+                for part in lost:
+                    part.kill()
+            time.sleep(0.01)
+        _, said = run.communicate(timeout=300)
+        assert run.returncode == 1, said  # a file is broken
+    assert bool(lost) == lose
     assert contents(out) == contents(tmp_path / "local")
+
+
+def test_a_cluster_that_asks_for_a_token(tmp_path: Path, token: dict[str, str]) -> None:
+    """Without one, or without being told of it, one line says what to do."""
+    still_model(tmp_path / "run")
+    pictures = write_pictures(tmp_path / "pictures", 1)
+    without = {key: text for key, text in token.items() if not key.startswith("RAY_AUTH_")}
+    one = {**without, "RAY_AUTH_TOKEN": token["RAY_AUTH_TOKEN"]}
+    runs = []
+    with ray_node(tmp_path / "log", token, "--head", "--port=0", NO_DASHBOARD) as (_, address):
+        for number, given in enumerate((without, {**without, "RAY_AUTH_MODE": "token"}, one)):
+            options = ("--out", tmp_path / str(number), "--engine", "ray", "--address", address)
+            runs.append(start(tmp_path / "run", pictures, *options, environment=given))
+        said = [run.communicate(timeout=300)[1] for run in runs]
+    for run, lines in zip(runs, said, strict=True):
+        (line,) = (line for line in lines.splitlines() if "--engine ray" in line)
+        assert run.returncode == 2 and "set RAY_AUTH_MODE=token" in line, lines
 
 
 def test_one_engine_ends_what_the_other_began(

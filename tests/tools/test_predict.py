@@ -290,6 +290,7 @@ def test_pictures_out(predict: Predict, pictures: Path, tmp_path: Path) -> None:
         (["mvitv2_tiny"], "has no weights of its own"),
         (["none.pyth"], "none.pyth: no such file"),
         (["{tmp}"], "holds no trainer's output"),
+        (["{tmp}/pictures/0.png"], "0.png: is no model by its name: MODEL comes first"),
         (["{tmp}/run", "--stride", "0"], "--stride"),
         (["{tmp}/run", "--out", "{tmp}/pictures"], "--out {tmp}/pictures must not hold inputs"),
         (["{tmp}/run", "--out", "{tmp}/pictures/0.png"], "--out {tmp}/pictures/0.png cannot be"),
@@ -302,6 +303,27 @@ def test_models_that_are_not_there(
     result = predict(model, pictures, *rest)
     assert result.code == 2 and result.out == ""
     assert message.format(tmp=tmp_path) in result.err
+
+
+def test_windows_of_pictures(predict: Predict, pictures: Path, tmp_path: Path) -> None:
+    slowfast_run(tmp_path / "run", loading_cfg(TINY_STILL))
+    for argument in ("--window", "--stride"):
+        result = predict(tmp_path / "run", pictures, argument, 2)
+        assert result.code == 2 and "are for models of clips" in result.err
+
+
+def test_interrupted(
+    predict: Predict, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line instead of a trace, and the exit code that shells give."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    slowfast_run(tmp_path / "run", loading_cfg(TINY_STILL))
+    monkeypatch.setattr(predict_module, "answer_all", stop)
+    result = predict(tmp_path / "run", pictures, "--quiet")
+    assert (result.code, result.out, result.err) == (130, "", "mvitv2: stopped\n")
 
 
 def test_devices(predict: Predict, pictures: Path, tmp_path: Path) -> None:
