@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import is_whole, refuse
 from ..features import feature_grid
@@ -23,7 +24,8 @@ METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # Draelos and Carin 2020, arXiv 2011.08891: each cell by its own gradient.
     "hires-cam": lambda tokens, slope: tokens * slope,
     # Gradient times the difference from a baseline (Ancona et al. 2018, arXiv 1711.06104, section
-    # 2), which here is the mean cell: tokens between blocks have no zero that means "nothing".
+    # 2), which here is the mean cell: tokens have no zero that means "nothing". Behind the next
+    # norm, for which the size of a token does not count.
     "taylor": lambda tokens, slope: (tokens - _mean_cell(tokens)) * slope,
 }
 
@@ -49,9 +51,10 @@ def grad_cam(
         method: "grad-cam" weighs by the gradient's mean over height and width, from which single
             cells' gradients differ much; "layer-cam" by each cell's own, where positive;
             "hires-cam" by each cell's own, which is 0 but for rounding where a norm alone reads
-            the block, as at a stage's end; "taylor" the difference from the mean cell by each
-            cell's own: what the logit would lose, to first order, if the cell were that one.
-            docs/explain.md has figures.
+            the block, as at a stage's end; "taylor" takes the tokens as the next norm gives them,
+            and weighs the difference from the mean cell by each cell's own gradient: what the
+            logit would lose, to first order, if the cell were that one. docs/explain.md has
+            figures.
 
     Returns:
         (B, *grid) from 0 up, not scaled.
@@ -71,19 +74,40 @@ def grad_cam(
     with torch.no_grad():
         tokens, thw = next(islice(walk, index, None))
     tokens.requires_grad_()  # blocks from here on are differentiated
-    with torch.enable_grad():
+    reader = _reader(model, index) if method == "taylor" else None
+    with torch.enable_grad(), _outputs(reader) as read:
         *_, (final, _) = (tokens, thw), *walk
         logits = model.head(model.pool_tokens(final))
         classes = logits.argmax(dim=1) if target is None else _classes(target, logits)
         score = logits.gather(1, classes[:, None]).sum()
-    (gradient,) = torch.autograd.grad(score, tokens)
-    parts = METHODS[method](feature_grid(tokens.detach(), thw), feature_grid(gradient, thw))
+    place = read[0] if read else tokens
+    (gradient,) = torch.autograd.grad(score, place)
+    parts = METHODS[method](feature_grid(place.detach(), thw), feature_grid(gradient, thw))
     return parts.sum(dim=1).relu()
 
 
 def _mean_cell(tokens: Tensor) -> Tensor:
     """(B, C, *grid) -> (B, C, 1, ...)."""
     return tokens.mean(dim=tuple(range(2, tokens.ndim)), keepdim=True)
+
+
+def _reader(model: MViT, block: int) -> nn.Module | None:
+    """The norm that reads a block's cells one by one; None where a head takes their mean first."""
+    if block + 1 < len(model.blocks):
+        return model.blocks[block + 1].norm1  # type: ignore[union-attr,return-value]
+    return None if model.config.mean_pooling else model.norm  # type: ignore[return-value]
+
+
+@contextmanager
+def _outputs(module: nn.Module | None) -> Iterator[list[Tensor]]:
+    """What a module gives, call by call."""
+    kept: list[Tensor] = []
+    keep = None if module is None else module.register_forward_hook(lambda *c: kept.append(c[-1]))
+    try:
+        yield kept
+    finally:
+        if keep is not None:
+            keep.remove()
 
 
 def deepest_block(model: MViT) -> int:

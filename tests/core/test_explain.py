@@ -296,23 +296,30 @@ def test_grad_cam_by_hooks(kind: str, block: int | None) -> None:
     else:
         seen: list[Any] = []
         index = deepest if block is None else block
-        handle = model.blocks[index].register_forward_hook(lambda *call: seen.append(call[-1]))
+        head_means = model.config.mean_pooling  # before its norm
+        places = [model.blocks[index]]
+        if index < 2 or not head_means:
+            places.append(model.blocks[index + 1].norm1 if index < 2 else model.norm)
+        handles = [p.register_forward_hook(lambda *call: seen.append(call[-1])) for p in places]
         logits = model(x)
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         tokens, thw = seen[0]
-        gradient = torch.autograd.grad(logits[0, 3] + logits[1, 1], tokens)[0]
+        read = tokens if len(seen) == 1 else seen[1]
+        gradients = torch.autograd.grad(logits[0, 3] + logits[1, 1], [tokens, read])
         extra = tokens.shape[1] - prod(thw)
-        maps, slopes = (
-            part[:, extra:].unflatten(1, thw).movedim(-1, 1) for part in (tokens, gradient)
+        maps, slopes, normed, normed_slopes = (
+            part[:, extra:].unflatten(1, thw).movedim(-1, 1)
+            for part in (tokens, gradients[0], read, gradients[1])
         )
         got = grad_cam(model, x, torch.tensor([3, 1]), block, "grad-cam")
         assert torch.equal(got, grad_cam(model, x, torch.tensor([3, 1]), block))
-        means = maps.flatten(2).mean(dim=2).view(*maps.shape[:2], *[1] * len(thw))
+        means = normed.flatten(2).mean(dim=2).view(*maps.shape[:2], *[1] * len(thw))
         methods = {
             "grad-cam": maps * slopes.mean(dim=(-2, -1), keepdim=True),
             "layer-cam": maps * slopes.clamp(min=0),
             "hires-cam": maps * slopes,
-            "taylor": (maps - means) * slopes,
+            "taylor": (normed - means) * normed_slopes,
         }
         for method, parts in methods.items():
             expected = parts.sum(dim=1).clamp(min=0)
