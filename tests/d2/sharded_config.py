@@ -34,6 +34,8 @@ model.roi_heads.update(
     mask_head=None,
     mask_pooler=None,
 )
+for _predictor in model.roi_heads.get("box_predictors") or [model.roi_heads.box_predictor]:
+    _predictor.test_score_thresh = 0.0  # or there is nothing to evaluate after a few steps
 optimizer.update(lr=0.001, eps=0.01)
 dataloader = _recipe.dataloader
 _mapper = dataloader.train.mapper

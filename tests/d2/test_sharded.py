@@ -28,17 +28,20 @@ def environment(datasets: Path, recipe: str = RECIPE) -> dict[str, str]:
     return {"DETECTRON2_DATASETS": str(datasets), "RECIPE": recipe}
 
 
-def start(folder: Path, datasets: Path, *options: str, recipe: str = RECIPE) -> list[Machine]:
-    """A sharded run on two machines of one rank each."""
+def start(
+    folder: Path, datasets: Path, *options: str, recipe: str = RECIPE, sharded: bool = True
+) -> list[Machine]:
+    """Two machines of one rank each: sharded, or detectron2's own tool with DDP."""
     meet = f"tcp://127.0.0.1:{free_port()}"
+    ours, switch = ROOT / "projects/detection/train_net.py", ["train.sharded=True"]
+    tool = ours if sharded else find_tool("lazyconfig_train_net.py")
     return [
         Machine(
             f"machine{number}",
             [
-                *(sys.executable, str(ROOT / "projects/detection/train_net.py"), *CONFIG),
-                *("--resume", "--num-machines", "2", "--machine-rank", str(number)),
-                *("--dist-url", meet, "train.sharded=True", f"train.output_dir={folder}/out"),
-                *options,
+                *(sys.executable, str(tool), *CONFIG, "--resume", "--num-machines", "2"),
+                *("--machine-rank", str(number), "--dist-url", meet),
+                *(*(switch if sharded else []), f"train.output_dir={folder}/out", *options),
             ],
             folder,
             **environment(datasets, recipe),
@@ -64,28 +67,38 @@ def detections(folder: Path) -> list[dict]:
     return sorted(found, key=lambda entry: (entry["image_id"], -entry["score"], entry["bbox"]))
 
 
-def check_equal(folder: Path, whole: Path, steps: int) -> None:
-    """Losses and weights of two sharded ranks are those of one process with the joint batch."""
-    joint, ranks = dict(curve(whole, 0)), [dict(curve(folder, rank)) for rank in range(2)]
-    assert sorted(joint) == sorted(ranks[0]) == sorted(ranks[1]) == list(range(steps))
-    assert joint[0] > 1.02 * joint[steps - 1]  # it moves
-    for step, loss in joint.items():
-        mean = (ranks[0][step] + ranks[1][step]) / 2
-        assert abs(mean - loss) < 1e-5 * loss, (step, mean, loss)
-    ours, expected = weights(folder), weights(whole)
+def check_as_ddp(folder: Path, ddp: Path, steps: int) -> None:
+    """Losses on each rank, and weights, bit by bit: halves add up alike in any order."""
+    for rank in range(2):
+        found = curve(folder, rank)
+        assert [step for step, _ in found] == list(range(steps)) and found == curve(ddp, rank)
+    ours, expected = weights(folder), weights(ddp)
     assert ours.keys() == expected.keys()
-    for name, weight in expected.items():
-        assert (ours[name] - weight).abs().max() < 1e-6, name
+    assert all(torch.equal(ours[name], weight) for name, weight in expected.items())
+
+
+def check_as_one(folder: Path, whole: Path) -> None:
+    """Mean losses are one process's with the joint batch, to rounding.
+
+    For three steps: later ones may take another of two proposals that score alike.
+    """
+    joint, ranks = dict(curve(whole, 0)), [dict(curve(folder, rank)) for rank in range(2)]
+    assert joint[0] > 1.02 * joint[max(joint)]  # it moves
+    for step in range(3):
+        mean = (ranks[0][step] + ranks[1][step]) / 2
+        assert abs(mean - joint[step]) < 1e-6 * joint[step], (step, mean, joint[step])
 
 
 @pytest.mark.slow
 def test_two_ranks_are_one_and_resume(datasets: Path, tmp_path: Path) -> None:
-    """Losses, weights and detections of one process; a machine is lost, and the run goes on; the
-    shards' weights, read by one process, are model_final.pth's."""
+    """As DDP on two ranks, and as one process; detections of 5 images; a machine is lost, and the
+    run goes on; the shards' weights, read by one process, are model_final.pth's."""
     whole, sharded, lost = tmp_path / "whole", tmp_path / "sharded", tmp_path / "lost"
     one(whole, datasets)
+    finish(start(tmp_path / "ddp", datasets, "train.eval_period=0", sharded=False))
     finish(start(sharded, datasets))
-    check_equal(sharded, whole, STEPS)
+    check_as_ddp(sharded, tmp_path / "ddp", STEPS)
+    check_as_one(sharded, whole)
     kept = {path.name for path in (sharded / "out").iterdir() if path.is_dir()}
     assert kept >= {"model_0000005", "model_0000007"} and "model_0000003" not in kept
 
@@ -114,9 +127,10 @@ def test_two_ranks_are_one_and_resume(datasets: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_h(datasets: Path, tmp_path: Path) -> None:
     """The recipe of H, small: cascade heads, batch norms over ranks, activation checkpointing."""
-    one(tmp_path / "whole", datasets, "train.max_iter=4", recipe=H)
-    finish(start(tmp_path / "sharded", datasets, "train.max_iter=4", recipe=H))
-    check_equal(tmp_path / "sharded", tmp_path / "whole", 4)
+    options = ("train.max_iter=4", "train.eval_period=0")
+    finish(start(tmp_path / "ddp", datasets, *options, recipe=H, sharded=False))
+    finish(start(tmp_path / "sharded", datasets, *options, recipe=H))
+    check_as_ddp(tmp_path / "sharded", tmp_path / "ddp", 4)
 
 
 def test_memory_of_h() -> None:
