@@ -124,11 +124,13 @@ class Shards:
             return 0
         folder = self.folder / (self.folder / LAST).read_text()
         weights, moments = get_state_dict(self.model, self.optimizer)
-        state = {"model": weights, "optimizer": moments}
+        state: dict[str, Any] = {"model": weights, "optimizer": moments}
         dcp.load(state, checkpoint_id=str(folder))
-        weights, moments = state["model"], state["optimizer"]
         set_state_dict(
-            self.model, self.optimizer, model_state_dict=weights, optim_state_dict=moments
+            self.model,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
         )
         TrainerBase.load_state_dict(trainer, dict(read_content(folder / TRAINER)))
         return int(trainer.iter) + 1
@@ -139,7 +141,8 @@ class SaveShards(HookBase):
 
     def __init__(self, shards: Shards, period: int, max_to_keep: int = 0) -> None:
         check_whole("train.checkpointer.period", period)
-        self.shards, self.period, self.most, self.names = shards, period, max_to_keep, []
+        self.shards, self.period, self.most = shards, period, max_to_keep
+        self.names: list[str] = []
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1

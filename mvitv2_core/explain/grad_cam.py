@@ -94,7 +94,7 @@ def _mean_cell(tokens: Tensor) -> Tensor:
 def _reader(model: MViT, block: int) -> nn.Module | None:
     """The norm that reads a block's cells one by one; None where a head takes their mean first."""
     if block + 1 < len(model.blocks):
-        return model.blocks[block + 1].norm1  # type: ignore[union-attr,return-value]
+        return model.blocks[block + 1].norm1  # type: ignore[return-value]
     return None if model.config.mean_pooling else model.norm  # type: ignore[return-value]
 
 
