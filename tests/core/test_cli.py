@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -221,8 +222,8 @@ def test_writes_whole_files_or_none(
     out = tmp_path / "out.pth"
     out.write_text("precious")
 
-    def full_disk(content: object, target: str) -> None:
-        Path(target).write_bytes(b"half")
+    def full_disk(content: object, stream: BinaryIO) -> None:
+        stream.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.torch, "save", full_disk)

@@ -19,7 +19,10 @@ REPOSITORY = Path(__file__).parents[2]
     sys.platform != "linux" or not dist.is_available() or not dist.is_gloo_available(),
     reason="needs Linux, whose ranks outlive no launcher, and a torch with gloo",
 )
-@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "kills",
+    [pytest.param(8, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.soak)],
+)
 def test_killed_ranks(kills: int, tmp_path: Path, tally: Callable[..., None]) -> None:
     """Losses and the last checkpoint equal the uninterrupted run's, bit for bit."""
     process = subprocess.run(
@@ -34,5 +37,5 @@ def test_killed_ranks(kills: int, tmp_path: Path, tally: Callable[..., None]) ->
     result = json.loads(process.stdout.splitlines()[-1])
     print(result)
     assert set(result["kills"]) == {"self", "other", "ranks", "launcher"}
-    assert result["longest"] < 60
+    assert result["longest"] < 60 + 10  # who waits for a peer that is gone gives up after 60 s
     tally("kills on two ranks survived, plain loop", sum(result["kills"].values()))

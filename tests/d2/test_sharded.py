@@ -173,6 +173,8 @@ def test_refused(
     options = [f"train.output_dir={tmp_path}", "train.sharded=True", option]
     arguments = default_argument_parser().parse_args(["--config-file", toy, *options])
     monkeypatch.chdir(tmp_path)
+    # detectron2 imports setuptools, which minds a distutils that a test before this imported.
+    monkeypatch.setenv("SETUPTOOLS_USE_DISTUTILS", "stdlib")
     with pytest.raises(ValueError, match=message):
         main(arguments)
     assert os.listdir(tmp_path) == [] or option != "train.sharded=False"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ EXTRAS_OF = {
 CALLED = {"PIL": "pillow", "yaml": "pyyaml", "cv2": "opencv-python-headless"}
 # Not on PyPI in a form to depend on: README says how to install them. PyTorch brings Triton.
 FRAMEWORKS = {"detectron2", "slowfast", "vision", "triton"}
+OF_TORCH = {"filelock"}  # torch needs it itself
 APART = {"all", "dev", "docs", "lvis"}
 
 
@@ -58,7 +60,8 @@ def imported(package: str) -> dict[str, str]:
             else:
                 continue
             found |= {module.split(".")[0]: str(file.relative_to(ROOT)) for module in modules}
-    known = {*sys.stdlib_module_names, *PACKAGES, *FRAMEWORKS}
+    assert all(any(r.startswith(name) for r in requires("torch") or ()) for name in OF_TORCH)
+    known = {*sys.stdlib_module_names, *PACKAGES, *FRAMEWORKS, *OF_TORCH}
     return {module: file for module, file in found.items() if module not in known}
 
 
