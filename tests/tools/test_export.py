@@ -257,14 +257,18 @@ def test_backbone_of_a_detector(run: Any, tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.slow
 @pytest.mark.parametrize("route", [".onnx", ".pt2"])
 def test_backbone_of_any_size(route: str, run: Any, tmp_path: Path, tally: Any) -> None:
-    """Multiples of 32, with windows whole and filled up, and one window, unlike the example's."""
+    """Multiples of 32, with windows whole and filled up, and one window, unlike the example's.
+
+    A .pt2 refuses a side of 32 pixels, of which the last grid keeps one cell.
+    """
     if route == ".onnx":
         need_onnx()
     model = detectron2_run(tmp_path)
     file = tmp_path / f"backbone{route}"
     free = ["batch", "size"] if route == ".onnx" else ["size"]
     assert run(tmp_path, file, "--dynamic", *free, "--size", "160x224") == 0
-    sizes = [(128, 128), (64, 192), (96, 160), (256, 320), (64, 32), (192, 224)]
+    sizes = [(128, 128), (64, 192), (96, 160), (256, 320), (192, 224)]
+    sizes += [(64, 32) if route == ".onnx" else (64, 64)]
     inputs = [torch.randn(1 + n % len(free), 3, *size) for n, size in enumerate(sizes)]
     read = to_onnx.run if route == ".onnx" else partial(to_package.run, compiled=False)
     for x, found in zip(inputs, read(file, inputs), strict=True):
