@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mvitv2_core import MViTClassifier, MViTConfig
@@ -26,6 +25,7 @@ from mvitv2_core.config import lay_out
 from mvitv2_core.explain import attention_maps, attention_rollout, enlarge, grad_cam, stage_block
 from mvitv2_core.explain.grad_cam import METHODS
 from mvitv2_core.rows import stage_rows
+from projects.fitting import fit
 from projects.video.scenes import box, draw_background, draw_look, paint
 
 CLASSES = ("disc", "triangle", "plus", "ring")
@@ -89,20 +89,10 @@ def train(kind: str, steps: int, seed: int = 0, quiet: bool = False) -> MViTClas
 
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = build(kind).train()
-    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+    model = build(kind)
     bar = trange(steps, disable=True if quiet else None, desc=kind)
-    for _ in bar:
-        pictures = draw(rng, BATCH)
-        loss = F.cross_entropy(model(pictures.images), pictures.labels)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}")
-    return model.eval()
+    fit(model, lambda: draw(rng, BATCH)[:2], bar, RATE, weight_decay=0.05)
+    return model
 
 
 def on_object(maps: Tensor, boxes: Tensor) -> float:

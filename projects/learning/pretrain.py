@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import trange
 
@@ -15,6 +14,7 @@ from mvitv2_core import MViTClassifier, MViTConfig
 from mvitv2_core.checkpoint.files import whole_file
 from mvitv2_core.config import lay_out
 from mvitv2_core.rows import stage_rows
+from projects.fitting import fit
 from projects.learning.data import PICTURE, draw_pictures
 from projects.video.scenes import SHAPES
 
@@ -52,24 +52,18 @@ def pretrain(path: Path, pictures: int, steps: int, seed: int = 0) -> float:
     held_out = draw_pictures(max(pictures // 8, len(SHAPES)), 2 * seed + 1)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = build().train()
-    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
-    bar = trange(steps, desc="image model", unit="step", disable=None)
-    for _ in bar:
+    model = build()
+
+    def batch() -> tuple[Tensor, Tensor]:
         chosen = rng.integers(pictures, size=BATCH)
-        batch = to_pixels(turned(images[chosen], rng))
-        loss = F.cross_entropy(model(batch), torch.from_numpy(labels[chosen]))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}")
+        return to_pixels(turned(images[chosen], rng)), torch.from_numpy(labels[chosen])
+
+    bar = trange(steps, desc="image model", unit="step", disable=None)
+    fit(model, batch, bar, RATE, WEIGHT_DECAY)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary:
         torch.save({"model_state": model.state_dict()}, temporary)
-    return top1(model.eval(), *held_out)
+    return top1(model, *held_out)
 
 
 def turned(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
