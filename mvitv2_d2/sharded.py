@@ -35,12 +35,12 @@ from torch.optim import Optimizer
 from mvitv2_core.block import MultiScaleBlock
 from mvitv2_core.checkpoint.files import read_content, whole_file
 from mvitv2_core.checks import check_flag, check_whole, refuse
+from mvitv2_core.path_manager import UNFINISHED
 
 from .checkpoint import install
 
 install()  # official weights are fitted, and files appear whole
 LAST, TRAINER = "last_checkpoint", "trainer.pth"
-UNFINISHED = ".mvitv2-unfinished-"
 # What copies the weights or holds gradients outside of the optimizer, and float16's scaler.
 REFUSED = {"optimizer.ema_decay": 0.0, "optimizer.accumulate": 1, "train.amp.enabled": False}
 
@@ -104,7 +104,7 @@ class Shards:
 
     def save(self, name: str, trainer: TrainerBase) -> None:
         """Write ``folder``/``name``, which appears whole; called on all ranks."""
-        target, unfinished = self.folder / name, self.folder / f"{UNFINISHED}{name}"
+        target, unfinished = self.folder / name, self.folder / f"{UNFINISHED}-{name}"
         weights, moments = get_state_dict(self.model, self.optimizer)
         if comm.is_main_process():
             shutil.rmtree(unfinished, ignore_errors=True)

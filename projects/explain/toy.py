@@ -107,13 +107,17 @@ def on_object(maps: Tensor, boxes: Tensor) -> float:
     return ((x > x1) & (x < x2) & (y > y1) & (y < y2)).double().mean().item()
 
 
+def in_boxes(boxes: Tensor, centres: Tensor) -> Tensor:
+    """(B, n, n) whether places of a grid, at ``centres`` along either axis, lie in (B, 4) boxes."""
+    x1, y1, x2, y2 = (side[:, None] for side in boxes.unbind(1))
+    across, down = (centres > x1) & (centres < x2), (centres > y1) & (centres < y2)
+    return down[:, :, None] & across[:, None]
+
+
 def share(maps: Tensor, boxes: Tensor) -> tuple[float, float]:
     """Mean share of (B, h, w) maps, enlarged, inside the boxes, and that of the boxes' area."""
     fine = enlarge(maps, (SIZE, SIZE))
-    centres = (torch.arange(SIZE) + 0.5) / SIZE
-    x1, y1, x2, y2 = (side[:, None] for side in boxes.unbind(1))
-    across, down = (centres > x1) & (centres < x2), (centres > y1) & (centres < y2)
-    inside = (down[:, :, None] & across[:, None, :]).double()
+    inside = in_boxes(boxes, (torch.arange(SIZE) + 0.5) / SIZE).double()
     held = (fine * inside).sum(dim=(1, 2)) / fine.sum(dim=(1, 2)).clamp_min(1e-12)
     return held.mean().item(), inside.mean().item()
 

@@ -23,7 +23,7 @@ from mvitv2_core.explain.grad_cam import METHODS
 from mvitv2_core.features import feature_grid
 from projects.video.scenes import box, draw_background, draw_look, paint
 
-from .toy import CLASSES, SIZE, SPOTS, SPREAD, build, draw, on_object, spot
+from .toy import CLASSES, SIZE, SPOTS, SPREAD, build, draw, in_boxes, on_object, spot
 
 
 def read(path: str) -> MViTClassifier:
@@ -47,19 +47,12 @@ def slopes(
     return feature_grid(tokens.detach(), thw), feature_grid(gradient, thw)
 
 
-def in_boxes(boxes: Tensor, cells: int) -> Tensor:
-    """(B, cells, cells) 1 where a cell's centre, as in ``on_object``, lies in the box, else 0."""
-    centres = torch.arange(cells) / cells + 0.5 / SIZE
-    x1, y1, x2, y2 = (side[:, None] for side in boxes.unbind(1))
-    across, down = (centres > x1) & (centres < x2), (centres > y1) & (centres < y2)
-    return (down[:, :, None] & across[:, None]).float()
-
-
 def agreement(model: MViTClassifier, count: int = 200, seed: int = 2_000_000) -> dict[str, float]:
     """What Grad-CAM's mean over cells, and HiResCAM's product, have to go by."""
     images, labels, boxes = draw(np.random.default_rng(seed), count)
     tokens, gradient = slopes(model, images, labels, stage_block(model, 0))
-    inside = in_boxes(boxes, tokens.shape[-1])
+    cells = tokens.shape[-1]
+    inside = in_boxes(boxes, torch.arange(cells) / cells + 0.5 / SIZE).float()
     mean = gradient.mean(dim=(-2, -1), keepdim=True)
     of_box = (gradient * inside[:, None]).sum(dim=(-2, -1), keepdim=True)
     sizes, parts = gradient.abs().sum(dim=1), tokens * gradient
