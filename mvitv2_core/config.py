@@ -27,8 +27,9 @@ class BlockSpec:
         stride_q, stride_kv: strides of the pools, one per axis.
         kernel_q, kernel_kv: kernels of the pools, one per axis; None for no pool and no norm.
         drop_path: probability of dropping a residual branch, per sample.
-        window_size: width of the windows that queries attend in, in tokens of the block's input;
-            0 attends globally (Hybrid window attention: paper, section 4.3).
+        window_size: height and width of the windows that queries attend in, in tokens of the
+            block's input; 0 attends globally (Hybrid window attention: paper, section 4.3). In
+            time, a window has the nominal grid's length.
 
     Raises ValueError for sizes, ranks or widths that do not fit together.
     """
@@ -68,7 +69,8 @@ class BlockSpec:
         check_rate("drop_path", self.drop_path)
         check_whole("window_size", self.window_size, 0)
         # Or windows of q and of kv would not cover the same tokens, nor always be equally many.
-        if self.window_size and any(self.window_size % s for s in self.stride_q + self.stride_kv):
+        steps = zip(self._window, self.stride_q, self.stride_kv, strict=True)
+        if self.window_size and any(n % q or n % kv for n, q, kv in steps):
             strides = f"stride_q={self.stride_q} and stride_kv={self.stride_kv}"
             refuse("window_size", f"a multiple of the block's {strides}", self.window_size)
 
@@ -86,8 +88,16 @@ class BlockSpec:
         """Sizes of the windows of pooled q and kv, which cover the same tokens; None without."""
         if not self.window_size:
             return None
-        q, kv = (tuple(self.window_size // s for s in t) for t in (self.stride_q, self.stride_kv))
+        q, kv = (
+            tuple(n // s for n, s in zip(self._window, strides, strict=True))
+            for strides in (self.stride_q, self.stride_kv)
+        )
         return q, kv
+
+    @property
+    def _window(self) -> tuple[int, ...]:
+        """Sizes of a window in tokens of the block's input."""
+        return (*self.thw[:-2], self.window_size, self.window_size)[-len(self.thw) :]
 
     def table_length(self, axis: int) -> int:
         """Rows of the stored table of relative positions of ``axis``.
@@ -218,6 +228,9 @@ class MViTConfig:
         if self.abs_pos_thw is not None and self.abs_pos != "none":
             check_sizes("abs_pos_thw", self.abs_pos_thw, rank)
         check_flag("abs_pos_cls_row", self.has_cls_row)
+        windowed = [i for i, block in enumerate(blocks) if block.window_size]
+        if self.cls_token and windowed:
+            refuse("cls_token", f"False with windows (window_size of blocks[{windowed[0]}])", True)
         # Only a joint table may hold a row that no token uses.
         odd = self.abs_pos != "none" and self.has_cls_row != self.cls_token
         if odd and (self.abs_pos == "separate" or self.cls_token):

@@ -16,7 +16,7 @@ from mvitv2_core.checks import check_flag, check_rate, check_scale, check_sizes,
 from mvitv2_core.config import AbsPos, MViTConfig, lay_out
 from mvitv2_core.rows import BlockRow
 
-from .rows import read_multipliers, read_sizes, read_strides
+from .rows import read_multipliers, read_sizes, read_strides, read_windows
 
 # The one value of each key that this model has; upstream's other values belong to other models.
 FIXED: dict[str, object] = {
@@ -93,7 +93,7 @@ def read_config(cfg: Any) -> MViTConfig:
 
     Args:
         cfg: a ``CfgNode`` with PySlowFast's nodes MVIT, MODEL, DATA and, if it has them,
-            DETECTION, CONTRASTIVE and MASK. It is not changed.
+            DETECTION, CONTRASTIVE, MASK and this project's MVITV2. It is not changed.
 
     Raises:
         ValueError: a key has a value that this model does not have, or an unknown key.
@@ -118,8 +118,12 @@ def read_config(cfg: Any) -> MViTConfig:
     abs_pos: AbsPos = "none"
     if mvit.USE_ABS_POS:
         abs_pos = "separate" if mvit.SEP_POS_EMBED else "joint"
+    windows = read_windows(cfg.get("MVITV2", {}).get("WINDOW_SIZE", []), mvit.DEPTH)
+    if windows and mvit.CLS_EMBED_ON:
+        raise ValueError("MVIT.CLS_EMBED_ON must be False with MVITV2.WINDOW_SIZE, got True")
+    rows = [row._replace(window_size=windows.get(i, 0)) for i, row in enumerate(_rows(mvit))]
     return MViTConfig(
-        blocks=lay_out(_rows(mvit), mvit.EMBED_DIM, thw, mvit.DROPPATH_RATE, mvit.DIM_MUL_IN_ATT),
+        blocks=lay_out(rows, mvit.EMBED_DIM, thw, mvit.DROPPATH_RATE, mvit.DIM_MUL_IN_ATT),
         input_size=input_size,
         patch_kernel=patch["patch_kernel"],
         patch_stride=patch["patch_stride"],

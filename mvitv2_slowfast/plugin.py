@@ -14,6 +14,7 @@ from .roi_align import stand_in_for_detectron2
 # The node MVITV2 and its defaults.
 KEYS = {
     "IMAGE_CHECKPOINT": "",  # path of an image checkpoint to inflate before training; "" for none
+    "WINDOW_SIZE": [],  # rows [block, size in tokens]: queries attend in windows; the rest to all
     "COMPILE": False,  # compile each block (docs/gpu.md)
     # Training (training.py, docs/training.md).
     "EMA_DECAY": 0.0,  # of the average of the weights, which is validated and tested; 0 for none

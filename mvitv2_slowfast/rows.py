@@ -12,7 +12,7 @@ from mvitv2_core.checks import check_sizes, is_whole
 def read_multipliers(name: str, rows: Any, blocks: range) -> dict[int, float]:
     """{block: multiplier} of rows [block, multiplier]."""
     multipliers: dict[int, float] = {}
-    for row in _rows(name, rows):
+    for row in _rows(f"MVIT.{name}", rows):
         block, multiplier = row if len(row) == 2 else (None, None)
         number = isinstance(multiplier, (int, float)) and not isinstance(multiplier, bool)
         known = is_whole(block) and block in blocks and block not in multipliers
@@ -28,7 +28,7 @@ def read_multipliers(name: str, rows: Any, blocks: range) -> dict[int, float]:
 def read_strides(name: str, rows: Any, depth: int) -> dict[int, tuple[int, ...]]:
     """{block: (t, h, w)} of rows [block, t, h, w]."""
     strides: dict[int, tuple[int, ...]] = {}
-    for row in _rows(name, rows):
+    for row in _rows(f"MVIT.{name}", rows):
         if not row or not is_whole(row[0]) or row[0] not in range(depth) or row[0] in strides:
             raise ValueError(
                 f"MVIT.{name} must hold rows [block, t, h, w], each block of 0 to {depth - 1} at "
@@ -38,11 +38,25 @@ def read_strides(name: str, rows: Any, depth: int) -> dict[int, tuple[int, ...]]
     return strides
 
 
+def read_windows(rows: Any, depth: int) -> dict[int, int]:
+    """{block: window size} of rows [block, size] under MVITV2.WINDOW_SIZE."""
+    windows: dict[int, int] = {}
+    for row in _rows("MVITV2.WINDOW_SIZE", rows):
+        whole = len(row) == 2 and all(map(is_whole, row))
+        if not whole or row[0] not in range(depth) or row[0] in windows or row[1] < 1:
+            raise ValueError(
+                f"MVITV2.WINDOW_SIZE must hold rows [block, size >= 1], each block of 0 to "
+                f"{depth - 1} at most once, got {list(row)}"
+            )
+        windows[row[0]] = row[1]
+    return windows
+
+
 def _rows(name: str, rows: Any) -> list[Sequence[Any]]:
     """``rows`` if they are a list of lists; ValueError otherwise."""
     lists = (list, tuple)
     if not isinstance(rows, lists) or not all(isinstance(row, lists) for row in rows):
-        raise ValueError(f"MVIT.{name} must be a list of rows, got {rows!r}")
+        raise ValueError(f"{name} must be a list of rows, got {rows!r}")
     return list(rows)
 
 

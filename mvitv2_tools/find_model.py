@@ -241,7 +241,9 @@ def _of_actions(
         )
     try:
         info = read_action_info(cfg, path.name)
-        model = MViTv2(Node({**cfg, "MVITV2": Node()}))  # without weights to start from
+        # Of this project's keys that alone which shapes a model: no weights to start from.
+        windows = cfg.get("MVITV2", {}).get("WINDOW_SIZE", [])
+        model = MViTv2(Node({**cfg, "MVITV2": Node(WINDOW_SIZE=windows)}))
     except (KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: the config in it lacks {error}") from error
     except (ValueError, ImportError) as error:

@@ -62,28 +62,31 @@ def windows(
     k: Tensor,
     v: Tensor,
     tables: Sequence[Tensor | None],
-    q_hw: Grid,
-    k_hw: Grid,
+    q_thw: Grid,
+    k_thw: Grid,
     q_window: Grid,
     k_window: Grid,
 ) -> Tensor:
     """One window after another, each filled up with zeros that take part in the softmax."""
-    q, k, v = (x.unflatten(1, hw) for x, hw in ((q, q_hw), (k, k_hw), (v, k_hw)))
+    q, k, v = (x.unflatten(1, thw) for x, thw in ((q, q_thw), (k, k_thw), (v, k_thw)))
 
     def cut(x: Tensor, window: Grid, place: Grid) -> Tensor:
-        corner = [n * w for n, w in zip(place, window, strict=True)]
-        part = x[:, corner[0] : corner[0] + window[0], corner[1] : corner[1] + window[1]]
-        missing = [w - n for w, n in zip(window, part.shape[1:3], strict=True)]
-        return F.pad(part, (0, 0, 0, 0, 0, missing[1], 0, missing[0])).flatten(1, 2)
+        part = x
+        for axis, (n, w) in enumerate(zip(place, window, strict=True), 1):
+            part = part.narrow(axis, n * w, max(min(w, x.shape[axis] - n * w), 0))
+        full = part.new_zeros(x.shape[0], *window, *x.shape[-2:])
+        full[(slice(None), *map(slice, part.shape[1:-2]))] = part
+        return full.flatten(1, -3)
 
-    rows = []
-    for i in range(-(-q_hw[0] // q_window[0])):
-        row = []
-        for j in range(-(-q_hw[1] // q_window[1])):
-            parts = (cut(q, q_window, (i, j)), *(cut(x, k_window, (i, j)) for x in (k, v)))
-            row.append(attention(*parts, tables, q_window, k_window).unflatten(1, q_window))
-        rows.append(torch.cat(row, dim=2))
-    return torch.cat(rows, dim=1)[:, : q_hw[0], : q_hw[1]].flatten(1, 2)
+    out = torch.empty_like(q)
+    counts = [range(-(-n // w)) for n, w in zip(q_thw, q_window, strict=True)]
+    for place in itertools.product(*counts):
+        parts = (cut(q, q_window, place), *(cut(x, k_window, place) for x in (k, v)))
+        found = attention(*parts, tables, q_window, k_window).unflatten(1, q_window)
+        corner = [slice(n * w, (n + 1) * w) for n, w in zip(place, q_window, strict=True)]
+        target = out[(slice(None), *corner)]
+        target.copy_(found[tuple(map(slice, target.shape))])
+    return out.flatten(1, -3)
 
 
 def pool(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
@@ -143,7 +146,9 @@ def pooling_attention(
     tables = [getattr(attn, f"rel_pos_{axis}") for axis in config.axes]
     size = getattr(spec, "window_size", 0)
     if size:
-        sizes = [tuple(size // s for s in stride) for stride in (spec.stride_q, spec.stride_kv)]
+        window = (spec.thw[0], size, size)[-len(thw) :]  # all of the nominal time
+        strides = (spec.stride_q, spec.stride_kv)
+        sizes = [tuple(n // s for n, s in zip(window, step, strict=True)) for step in strides]
         out = windows(q, k, v, tables, q_thw, k_thw, *sizes)
     else:
         out = attention(q, k, v, tables, q_thw, k_thw, config.cls_token)

@@ -22,7 +22,7 @@ ODD = {  # width 20, 1 head: block 1 has round(1.5) = 2 heads, and its divisor i
 DEFAULTS = json.loads((GOLDEN / "slowfast_defaults.json").read_text())
 CONFIGS = Path(__file__).parents[1] / "configs"
 FOLDERS = ("Kinetics", "SSv2", "ImageNet", "AVA", "MaskFeat")
-RECIPES = sorted(p for folder in FOLDERS for p in (CONFIGS / folder).glob("*.yaml"))
+RECIPES = sorted(p for folder in FOLDERS for p in (CONFIGS / folder).rglob("*.yaml"))
 
 
 def make_cfg(overrides: Mapping[str, Any]) -> CfgNode:
@@ -45,4 +45,6 @@ def model_cfg(values: Mapping[str, Any]) -> CfgNode:
     known["DATA"] = {k: v for k, v in values["DATA"].items() if k in DEFAULTS["DATA"]}
     cfg = make_cfg({})
     cfg.merge_from_other_cfg(CfgNode(known))
+    if "WINDOW_SIZE" in values.get("MVITV2", {}):  # not weights to start from, which a user has
+        cfg.MVITV2 = CfgNode({"WINDOW_SIZE": values["MVITV2"]["WINDOW_SIZE"]})
     return cfg

@@ -105,6 +105,25 @@ def test_published_cost(name: str) -> None:
     assert abs(counted / millions - 1) < 0.02
 
 
+def test_kinds_of_attention_on_images() -> None:
+    """S with windows of half a side: every block, or all but the last of a stage; and without."""
+    found = {}
+    for name in ("pooling_kv8", "windows", "hwin"):
+        path = CONFIGS / f"ImageNet/ablations/MViTv2_S_{name}.yaml"
+        found[name] = read_config(model_cfg(CfgNode.load_yaml_with_base(str(path))))
+    assert {block.window_size for block in found["pooling_kv8"].blocks} == {0}
+    assert [block.stride_kv[-1] for block in found["pooling_kv8"].blocks][:4] == [8, 4, 4, 2]
+    ends = found["hwin"].stage_ends
+    for name, everywhere in (("windows", True), ("hwin", False)):
+        for index, block in enumerate(found[name].blocks):
+            half = block.thw[-1] // 2
+            last = index in ends[1:] and not everywhere
+            # Half of 14 could not be pooled by 2: from there on the window is the whole grid.
+            assert block.window_size == (0 if last or index >= 14 else half), (name, index)
+    flops = {name: sum(row.flops for row in classifier_cost(c)) for name, c in found.items()}
+    assert flops["pooling_kv8"] < flops["windows"] < flops["hwin"] < 6.5e9
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_recipe_builds(path: Path) -> None:
     loaded = CfgNode.load_yaml_with_base(str(path))

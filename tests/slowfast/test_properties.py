@@ -24,6 +24,9 @@ def settings(draw: st.DrawFn) -> dict[str, Any]:
     strided = sorted(draw(st.sets(st.integers(1, depth - 1), max_size=2)))
     time = draw(st.sampled_from((1, 1, 2)))
     separate = draw(st.booleans())
+    # Windows are multiples of all strides below.
+    windows = [[i, draw(st.sampled_from((4, 8)))] for i in range(depth) if draw(st.booleans())]
+    windowed = bool(windows) and time == 1 and draw(st.booleans())
     patch = {
         "MVIT.PATCH_2D": True,
         "MVIT.PATCH_KERNEL": [7, 7],
@@ -54,7 +57,8 @@ def settings(draw: st.DrawFn) -> dict[str, Any]:
         ],
         "MVIT.POOL_KV_STRIDE_ADAPTIVE": [1, *[draw(st.sampled_from((1, 2, 4)))] * 2],
         "MVIT.POOL_KVQ_KERNEL": draw(st.sampled_from((None, [3, 3, 3], [1, 3, 3]))),
-        "MVIT.CLS_EMBED_ON": draw(st.booleans()),
+        "MVIT.CLS_EMBED_ON": draw(st.booleans()) and not windowed,
+        "MVITV2": {"WINDOW_SIZE": windows} if windowed else {},
         "MVIT.USE_ABS_POS": draw(st.booleans()),
         "MVIT.SEP_POS_EMBED": separate,
         "MVIT.REL_POS_SPATIAL": draw(st.booleans()),

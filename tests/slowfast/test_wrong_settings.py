@@ -24,6 +24,10 @@ STRIDES = [
     *([[1, 1, 2, 0]], [[1, 1, 2, -2]], [[1, 1, 2, 2.0]], [[1, 1, 2, "2"]], [[1, 1, 2, None]]),
     *([[True, 1, 2, 2]], [[1.0, 1, 2, 2]], [[1, 1, True, 2]], [[1, 1, 2, 2, 2]]),
 ]
+WINDOWS = [
+    *([[DEPTH, 4]], [[-1, 4]], [[1, 4], [1, 4]], [[1]], [[1, 4, 4]], [[]], [[1, 0]], [[1, -4]]),
+    *([[1, 4.0]], [[True, 4]], [["1", 4]], [[1, None]]),
+]
 THREE = [[7, 7], [3, 7, 7, 7], [3, 7, -1], [3, 7, 7.0], [3, 7, "7"], [3, 7, None], 7, "377"]
 SETTINGS = {
     **{f"MVIT.{key}": POSITIVE for key in ("DEPTH", "EMBED_DIM", "NUM_HEADS")},
@@ -54,6 +58,7 @@ SETTINGS = {
     "MVIT.REV.ENABLE": [True, "no"],
     "MVIT.NEW_KEY": [1],
     "MVIT.POOL_KV_STRIDES": [[[0, 1, 1, 1]]],
+    "MVITV2": [{"WINDOW_SIZE": rows} for rows in [*NO_ROWS, *WINDOWS]],
     "MODEL.NUM_CLASSES": POSITIVE,
     "MODEL.DROPOUT_RATE": RATE,
     "MODEL.ACT_CHECKPOINT": FLAG,
@@ -85,6 +90,8 @@ def test_listed_kv_strides(rows: Any, tally: Tally) -> None:
         ("NUM_FRAMES", {"DATA.NUM_FRAMES": 1}),
         ("PATCH_KERNEL", {"MVIT.PATCH_2D": True}),
         ("DIM_MUL", {"MVIT.DIM_MUL_IN_ATT": False, "MVIT.DIM_MUL": [[0, 2.0]]}),
+        ("CLS_EMBED_ON", {"MVITV2": {"WINDOW_SIZE": [[1, 4]]}}),
+        ("window_size", {"MVITV2": {"WINDOW_SIZE": [[1, 3]]}, "MVIT.CLS_EMBED_ON": False}),
         ("HEAD_ACT", {"DETECTION.ENABLE": True, "MODEL.HEAD_ACT": "none"}),
     ],
 )
