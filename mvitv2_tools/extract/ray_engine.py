@@ -82,7 +82,10 @@ def extract_on_ray(
     begun = not ray.is_initialized()
     try:
         if begun:
-            ray.init(address=address, include_dashboard=False if address is None else None)
+            # Without an address Ray would take one from its environment, or the last cluster of
+            # this machine, even one that is dead.
+            own = address is None
+            ray.init(address="local" if own else address, include_dashboard=False if own else None)
         gpus = int((job.options.device or "").startswith("cuda"))
         resources = ray.cluster_resources()
         room = resources.get("GPU", 0) if gpus else resources["CPU"] // job.settings.threads

@@ -42,8 +42,10 @@ def workers() -> list[int]:
 
 
 @pytest.mark.parametrize("kill", [False, True])
-def test_two_workers(kill: bool, tmp_path: Path) -> None:
-    """Bit for bit, and with one of them killed while it works."""
+def test_two_workers(kill: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, and with one of them killed while it works; on a cluster of its own, whatever
+    the environment names."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     pytest.importorskip("psutil", reason="pip install psutil to run")
     clip_model(tmp_path / "run")
     videos = write_videos(tmp_path / "videos", *(120 + 20 * i for i in range(6)))
