@@ -101,6 +101,10 @@ class Shards:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, folder: str | Path) -> None:
         self.model, self.optimizer, self.folder = model, optimizer, Path(folder)
+        # What a scheduler that goes on asks for; what the optimizer does not hold when a checkpoint
+        # is read is not read.
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
 
     def save(self, name: str, trainer: TrainerBase) -> None:
         """Write ``folder``/``name``, which appears whole; called on all ranks."""

@@ -65,7 +65,9 @@ def test_lost_machine_and_evaluation(datasets: Path, tmp_path: Path) -> None:
     reference, lost = tmp_path / "reference", tmp_path / "lost"
     output = finish(start(reference, datasets))
     assert "World size: 4" in output
-    lose_one(start(lost, datasets), lambda: len(curve(lost, 0)) == 4)
+    # In the third step, a whole step before the next checkpoint: losses are recorded before a
+    # checkpoint is written, and the kill comes a little later than what it waits for.
+    lose_one(start(lost, datasets), lambda: len(curve(lost, 0)) == 3)
     assert (lost / "out/last_checkpoint").read_text() == "model_0000001.pth"
     output = finish(start(lost, datasets))
     assert "Starting training from iteration 2" in output
