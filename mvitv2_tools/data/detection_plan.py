@@ -116,7 +116,7 @@ class Plan:
         return (
             f"{kind} on MViTv2 ({self.model.variant}), {len(self.classes)} classes, from "
             f"{self.weights or 'random weights'}\n"
-            f"{self.images} images, {self.batch} a step: {self.steps} steps ({epochs:.0f} epochs), "
+            f"{self.images} images, {self.batch} a step: {self.steps} steps ({epochs:.0f} epoch{"s"[: round(epochs) != 1]}), "
             f"lr {self.lr:g} (AdamW), {self.sgd_lr:g} (SGD)"
         )
 

@@ -53,7 +53,7 @@ def start(
 def one(folder: Path, datasets: Path, *options: str, recipe: str = RECIPE) -> None:
     """detectron2's own tool, on one process."""
     tool = str(find_tool("lazyconfig_train_net.py"))
-    command = [sys.executable, tool, *CONFIG, f"train.output_dir={folder}/out", *options]
+    command = [sys.executable, tool, *CONFIG, *options, f"train.output_dir={folder}/out"]
     finish([Machine("one", command, folder, **environment(datasets, recipe))])
 
 

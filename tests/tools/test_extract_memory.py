@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -36,7 +37,7 @@ def peak_mib(*arguments: object) -> float:
     """Largest resident memory of the command, in a process of its own."""
     process = start(*arguments)
     assert process.stderr is not None
-    process.stderr.close()
+    threading.Thread(target=process.stderr.read).start()  # what it says is heard, and not kept
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
