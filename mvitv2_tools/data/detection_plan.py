@@ -111,12 +111,13 @@ class Plan:
     @property
     def summary(self) -> str:
         """Two lines for a person."""
-        epochs = self.steps * self.batch / self.images
+        epochs = round(self.steps * self.batch / self.images)
+        passes = f"{epochs} epoch{'s' if epochs != 1 else ''}"
         kind = "Mask R-CNN" if self.masks else "Faster R-CNN"
         return (
             f"{kind} on MViTv2 ({self.model.variant}), {len(self.classes)} classes, from "
             f"{self.weights or 'random weights'}\n"
-            f"{self.images} images, {self.batch} a step: {self.steps} steps ({epochs:.0f} epoch{"s"[: round(epochs) != 1]}), "
+            f"{self.images} images, {self.batch} a step: {self.steps} steps ({passes}), "
             f"lr {self.lr:g} (AdamW), {self.sgd_lr:g} (SGD)"
         )
 
