@@ -53,9 +53,11 @@ def measured_on(facts: dict) -> str:
     return f"Measured by this project: medians and ranges over separate runs; {named}.\n"
 
 
-def speed(full: bool) -> str:
+def speed(full: bool, name: str = "cpu") -> str:
     """A line for each case and peer: speed and memory, in inference and in training."""
-    results = kept("cpu")
+    if not measured(name):
+        return UNMEASURED
+    results = kept(name)
     rows = {(r["case"], r["who"], r["mode"]): r for r in results["rows"]}
     lines = [["case", "against", "inference: speed, memory", "training: speed, memory"]]
     for case, who in dict.fromkeys((r["case"], r["who"]) for r in results["rows"]):
@@ -188,6 +190,7 @@ def export() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "speed": lambda: speed(full=False),
     "speed_full": lambda: speed(full=True),
+    "speed_compiled": lambda: speed(full=False, name="cpu_compiled"),
     "turns": turns,
     "predict_share": predict_share,
     "explain": explain,
