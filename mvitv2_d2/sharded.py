@@ -8,6 +8,7 @@ folders of ``torch.distributed.checkpoint``; the end writes a plain model_final.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from mvitv2_core.block import MultiScaleBlock
-from mvitv2_core.checkpoint.files import read_content, whole_file
+from mvitv2_core.checkpoint.files import not_finite, read_content, whole_file
+from mvitv2_core.checkpoint.report import listing
 from mvitv2_core.checks import check_flag, check_whole, refuse
 from mvitv2_core.path_manager import UNFINISHED
 
@@ -107,7 +109,19 @@ class Shards:
             group.setdefault("initial_lr", group["lr"])
 
     def save(self, name: str, trainer: TrainerBase) -> None:
-        """Write ``folder``/``name``, which appears whole; called on all ranks."""
+        """Write ``folder``/``name``, which appears whole; called on all ranks.
+
+        Raises:
+            FloatingPointError: on all ranks, where a weight is NaN or infinite on any.
+        """
+        named = self.model.named_parameters()
+        held = {n: p.to_local() if isinstance(p, DTensor) else p for n, p in named}
+        broken = sorted({name for names in comm.all_gather(not_finite(held)) for name in names})
+        if broken:
+            raise FloatingPointError(
+                f"no checkpoint is written, and the last one stands: NaN or infinite values in "
+                f"{listing(broken)}"
+            )
         target, unfinished = self.folder / name, self.folder / f"{UNFINISHED}-{name}"
         weights, moments = get_state_dict(self.model, self.optimizer)
         if comm.is_main_process():
@@ -141,7 +155,7 @@ class Shards:
 
 
 class SaveShards(HookBase):
-    """detectron2's ``PeriodicCheckpointer`` on all ranks, with its arguments."""
+    """detectron2's ``PeriodicCheckpointer`` on all ranks, with its period and max_to_keep."""
 
     def __init__(self, shards: Shards, period: int, max_to_keep: int = 0) -> None:
         check_whole("train.checkpointer.period", period)
@@ -158,7 +172,22 @@ class SaveShards(HookBase):
         if self.most and len(self.names) > self.most:
             old = self.names.pop(0)
             if comm.is_main_process():
-                shutil.rmtree(self.shards.folder / old)
+                shutil.rmtree(self.shards.folder / old, ignore_errors=True)
+
+
+class SaveFinal(HookBase):
+    """Plain weights when training is over: before the last evaluation, which may fail."""
+
+    def __init__(self, plain: Callable[[], nn.Module], folder: Path) -> None:
+        self.plain, self.folder = plain, folder
+
+    def after_train(self) -> None:
+        if self.trainer.iter < self.trainer.max_iter:  # ended by an error
+            return
+        whole = self.plain()
+        if comm.is_main_process():
+            with whole_file(self.folder / "model_final.pth") as file:
+                torch.save({"model": whole.state_dict()}, file)
 
 
 def train(cfg: Any, resume: bool = False) -> None:
@@ -184,6 +213,8 @@ def train(cfg: Any, resume: bool = False) -> None:
         return gather(model, instantiate(cfg.model).to(cfg.train.device))
 
     def evaluate() -> Any:
+        if "evaluator" not in cfg.dataloader:
+            return None
         # Whole, since ranks have different numbers of images, and gathering waits for all of them.
         loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
         results = inference_on_dataset(plain(), loader, evaluator)
@@ -195,6 +226,7 @@ def train(cfg: Any, resume: bool = False) -> None:
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         SaveShards(shards, **cfg.train.checkpointer),
+        SaveFinal(plain, shards.folder),
         hooks.EvalHook(cfg.train.eval_period, evaluate),
     ]
     if comm.is_main_process():
@@ -202,7 +234,3 @@ def train(cfg: Any, resume: bool = False) -> None:
         registered.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
     trainer.register_hooks(registered)
     trainer.train(shards.resume(trainer) if resume else 0, cfg.train.max_iter)
-    whole = plain()
-    if comm.is_main_process():
-        with whole_file(shards.folder / "model_final.pth") as file:
-            torch.save({"model": whole.state_dict()}, file)

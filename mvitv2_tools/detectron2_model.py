@@ -15,11 +15,12 @@ from typing import Any
 import torch
 import yaml
 
-from mvitv2_core.checkpoint import CheckpointError, read_checkpoint
+from mvitv2_core.checkpoint import CheckpointError, read_checkpoint, read_content
 from mvitv2_core.checkpoint.load import weights_path
 from mvitv2_core.checkpoint.report import listing
 from mvitv2_core.model_info import OFFICIAL
 from mvitv2_core.recipes import recipe_path
+from mvitv2_core.training import EMA_KEY
 
 from .detect import Detector
 
@@ -232,9 +233,13 @@ _ConfigLoader.add_multi_constructor(f"{_PYTHON}object:", _object)
 
 
 def _load(model: torch.nn.Module, weights: str) -> None:
-    """Load a detector's weights, all of them, through this project's reader."""
+    """Load a detector's weights, all of them, through this project's reader.
+
+    Of a training with an average of the weights it takes that, as the trainer's evaluation does.
+    """
     path = weights_path(weights)
-    state = read_checkpoint(path, check=False).state
+    averaged = EMA_KEY in read_content(path)
+    state = read_checkpoint(path, check=False, ema=averaged).state
     held = model.state_dict()
     wrong = [n for n, v in state.items() if n in held and held[n].shape != v.shape]
     missing = [name for name in held if name not in state]

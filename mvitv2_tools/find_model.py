@@ -20,6 +20,7 @@ from mvitv2_core.labels import read_labels
 from mvitv2_core.model_info import OFFICIAL, ModelInfo, clip_info, image_info
 from mvitv2_core.models import list_models
 from mvitv2_core.recipes import recipe_path
+from mvitv2_core.training import EMA_KEY
 
 from .actions import ActionDetector, read_boxes
 from .classify import Classifier
@@ -114,7 +115,9 @@ def _classifier(
     what: str,
     beside: Sequence[Path] = (),
 ) -> tuple[Classifier, str]:
-    labels = find_labels(options.labels or info.labels, beside)
+    labels = find_labels(options.labels, beside)
+    if labels is None and info.labels is not None:
+        labels = read_labels(info.labels)
     classifier = Classifier(
         model,
         info,
@@ -222,8 +225,13 @@ def _from_pyslowfast(path: Path, cfg: Any, options: Options) -> tuple[Any, str]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     model = MViTClassifier(config)
-    load_checkpoint(model, path)
+    load_checkpoint(model, path, ema=_has_average(path, cfg))
     return _classifier(model, info, options, str(path), beside)
+
+
+def _has_average(path: Path, cfg: Any) -> bool:
+    """Whether PySlowFast's own test takes the average of the weights (docs/training.md)."""
+    return bool(cfg.get("MVITV2", {}).get("EMA_DECAY", 0)) and EMA_KEY in read_content(path)
 
 
 def _of_actions(
@@ -248,7 +256,7 @@ def _of_actions(
         raise CheckpointError(f"{path}: the config in it lacks {error}") from error
     except (ValueError, ImportError) as error:
         raise ValueError(f"{path}: {error}") from error
-    load_checkpoint(model, path)
+    load_checkpoint(model, path, ema=_has_average(path, cfg))
     labels = find_labels(options.labels, beside)
     detector = ActionDetector(
         model,

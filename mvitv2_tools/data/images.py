@@ -16,7 +16,7 @@ from .labelled import Item, Labelled
 from .labelled_task import add_labelled, counts, gpus_of, read_labelled
 from .options import say_findings, workers_of
 from .parallel import map_files
-from .slowfast_config import IMAGES, labels_text, make_plan, write_all, yaml_text
+from .slowfast_config import IMAGES, check_no_training, labels_text, make_plan, write_all, yaml_text
 from .video_check import check_copies
 
 KINDS = {
@@ -43,6 +43,7 @@ def add_arguments(command: Any) -> None:
 
 def run(options: Any) -> int:
     """Check and write; returns the exit code."""
+    check_no_training(options)
     findings = Findings(KINDS)
     labelled = read_labelled(options, PICTURES, findings)
     check_images(labelled, workers_of(options), findings)

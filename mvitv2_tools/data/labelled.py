@@ -96,9 +96,19 @@ def read_folder(
     """``root/CLASS/...``, or ``root/train/CLASS/...`` with ``val`` and perhaps ``test`` beside."""
     folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
     splits = {path: SPLITS.get(path.name.lower(), "") for path in folders}
-    parted = {"train", "val"} <= set(splits.values()) and all(splits.values())
-    labelled, known = Labelled(), frozenset(endings)
-    for home, split in splits.items() if parted else [(root, "")]:
+    known = frozenset(endings)
+    named = {path: split for path, split in splits.items() if split}
+    # A class may be called "train": then others with files stand beside it.
+    beside = any(_has(path, known) for path in folders if path not in named)
+    parted = {"train", "val"} <= set(named.values()) and not beside
+    deep = not any(p.suffix.lower() in known for path in named for p in path.iterdir())
+    if "train" in named.values() and deep and not beside and not parted:
+        raise ValueError(
+            f"{root}: {', '.join(path.name for path in named)} look like splits, but val is not "
+            f"among them: give the folders of training and of validation as SOURCE and VAL"
+        )
+    labelled = Labelled()
+    for home, split in named.items() if parted else [(root, "")]:
         for folder in sorted(home.iterdir()):
             if folder.is_dir() and folder.name[0] != ".":
                 files = _below(folder, root, known, findings)
@@ -112,6 +122,11 @@ def read_folder(
                 findings.add("file outside of a class folder", row, "it has no label")
     labelled.classes = sorted(set(labelled.classes))
     return labelled
+
+
+def _has(folder: Path, known: frozenset[str]) -> bool:
+    """Whether there is a file with one of these endings somewhere below."""
+    return any(path.suffix.lower() in known for path in folder.rglob("*"))
 
 
 def _below(folder: Path, root: Path, known: frozenset[str], findings: Findings) -> list[Path]:

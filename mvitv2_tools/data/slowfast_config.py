@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mvitv2_core.checkpoint.files import whole_file
+from mvitv2_core.checkpoint.describe import read_layout
+from mvitv2_core.checkpoint.files import read_checkpoint, whole_file
+from mvitv2_core.checkpoint.formats import to_project
 from mvitv2_core.checkpoint.hub import OFFICIAL
+from mvitv2_core.model_info import IMAGENET_MEAN, IMAGENET_STD
 from mvitv2_core.path_manager import PREFIX
 from mvitv2_core.recipes import recipe_path
 
@@ -134,13 +137,39 @@ def make_plan(
     return Plan(recipe, dataset, classes, train, batch, gpus, epochs, weights, data, keys)
 
 
-def start_key(weights: str, dataset: str) -> str:
-    """The key that PySlowFast reads weights from: image weights have one of their own."""
+def check_no_training(options: Any) -> None:
+    """ValueError where ``--out`` holds a training: PySlowFast would go on with it, on other data.
+
+    Its classes would then get the names of the new ones.
+    """
+    run = options.out / "run"
+    if not options.check_only and not options.force and any((run / "checkpoints").glob("*.pyth")):
+        raise ValueError(
+            f"--out {options.out}: {run} holds a training, which PySlowFast would go on with: "
+            f"remove it, give another --out, or --force"
+        )
+
+
+def start_keys(weights: str, dataset: str) -> dict[str, Any]:
+    """The key that PySlowFast reads weights from: image weights have one of their own.
+
+    For clips they bring the colours that they expect, as in ``configs/base/image_init.yaml``.
+
+    Raises:
+        CheckpointError: a file that cannot be read.
+    """
     official = OFFICIAL.get(weights.removeprefix(PREFIX))
-    image = official is not None and official.format == "image"
-    if image or dataset == "imagenet":
-        return "MVITV2.IMAGE_CHECKPOINT"
-    return "TRAIN.CHECKPOINT_FILE_PATH"
+    if official is not None:
+        image = official.format == "image"
+    else:
+        state = read_checkpoint(weights, check=False).state
+        image = read_layout(to_project(weights, state).known).rank == 2
+    if not image and dataset != "imagenet":
+        return {"TRAIN.CHECKPOINT_FILE_PATH": weights}
+    keys: dict[str, Any] = {"MVITV2.IMAGE_CHECKPOINT": weights}
+    if dataset != "imagenet":
+        keys |= {"DATA.MEAN": list(IMAGENET_MEAN), "DATA.STD": list(IMAGENET_STD)}
+    return keys
 
 
 def yaml_text(plan: Plan, command: str, task: str) -> str:
@@ -167,7 +196,7 @@ def yaml_text(plan: Plan, command: str, task: str) -> str:
         keys["DATA_LOADER.PIN_MEMORY"] = False
         keys["DATA_LOADER.NUM_WORKERS"] = 1
     if plan.weights:
-        keys[start_key(plan.weights, plan.dataset)] = plan.weights
+        keys |= start_keys(plan.weights, plan.dataset)
     unused = LEAST_CLASSES - len(plan.classes)
     lines = [
         f"# {plan.train} to learn from, {len(plan.classes)} classes.",
@@ -179,7 +208,7 @@ def yaml_text(plan: Plan, command: str, task: str) -> str:
         lines += [
             "#",
             f"# NUM_CLASSES is {LEAST_CLASSES}, {unused} of them unused: PySlowFast's trainer",
-            "# measures top-5 and stops where there are fewer outputs.",
+            "# measures top-5, and by itself stops where there are fewer outputs.",
         ]
     base = recipe_path(f"configs/{plan.recipe.file}").resolve()
     return "\n".join([*lines, f"_BASE_: {_quoted(str(base))}", *_nodes(keys)]) + "\n"

@@ -15,6 +15,7 @@ from .options import say_findings, workers_of
 from .slowfast_config import (
     VIDEO,
     Recipe,
+    check_no_training,
     labels_text,
     list_texts,
     make_plan,
@@ -39,6 +40,7 @@ def add_arguments(command: Any) -> None:
 
 def run(options: Any) -> int:
     """Check and write; returns the exit code."""
+    check_no_training(options)
     findings = Findings(KINDS)
     labelled = read_labelled(options, VIDEOS, findings)
     recipe = VIDEO[options.model]

@@ -37,6 +37,9 @@ def write(program: torch.export.ExportedProgram, subject: Subject, file: Path) -
         opset_version=OPSET,
         input_names=[subject.input],
         output_names=list(subject.outputs),
+        # onnxscript's rules take quadratic time in the nodes, of which free axes make many: a clip
+        # model was not done after ten minutes. onnxruntime has its own when it opens a file.
+        optimize=not subject.free,
         dynamic_shapes=(dict(subject.free),) if subject.free else None,  # names of the axes
     )
     assert made is not None

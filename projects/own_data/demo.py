@@ -96,6 +96,7 @@ def video(out: Path, quick: bool) -> None:
     say("6. Decoded, checked, split by video, made ready")
     epochs = 1 if quick else EPOCHS["video"]
     settings = ["--model", "toy", "--batch", 8, "--epochs", epochs, "--device", "cpu"]
+    shutil.rmtree(own / "run", ignore_errors=True)
     mvitv2("data", "video", raw, "--out", own, *settings)
     say("7. Trained and tested by PySlowFast's unmodified run_net.py")
     run = run_net("videos", own / "video.yaml", own / "run", {})

@@ -151,6 +151,33 @@ def test_memory_of_h() -> None:
         assert f"| {gpus} | {kept / 1e9:.1f} | {gathered / 1e9:.1f} |" in page, (kept, gathered)
 
 
+def test_broken_weights_are_not_saved(tmp_path: Path) -> None:
+    from mvitv2_d2.sharded import Shards
+
+    model = torch.nn.Linear(2, 2)
+    shards = Shards(model, torch.optim.SGD(model.parameters(), 0.1), tmp_path)
+    with torch.no_grad():
+        model.bias[1] = float("nan")
+    with pytest.raises(FloatingPointError, match="NaN or infinite values in bias"):
+        shards.save("model_0000001", None)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("done", "kept"), [(4, True), (3, False)])
+def test_final_weights_come_before_the_last_evaluation(
+    done: int, kept: bool, tmp_path: Path
+) -> None:
+    """And not at all after an error in training."""
+    from types import SimpleNamespace
+
+    from mvitv2_d2.sharded import SaveFinal
+
+    hook = SaveFinal(lambda: torch.nn.Linear(2, 2), tmp_path)
+    hook.trainer = SimpleNamespace(iter=done, max_iter=4)
+    hook.after_train()
+    assert (tmp_path / "model_final.pth").exists() == kept
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -166,6 +166,60 @@ def test_wrong_options(data, clips: Path, tmp_path: Path) -> None:
     assert code == 2 and "no such folder or file" in said
 
 
+def test_an_old_training_is_not_taken_for_a_new_one(data, clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "run/checkpoints").mkdir(parents=True)
+    (out / "run/checkpoints/checkpoint_epoch_00001.pyth").touch()
+    arguments = ("video", clips, "--out", out, "--model", "toy", "--batch", 4, "--device", "cpu")
+    code, said = data(*arguments)
+    assert code == 2 and "holds a training" in said and not (out / "video.yaml").exists()
+    assert data(*arguments, "--check-only")[0] == 0
+    assert data(*arguments, "--force")[0] == 0
+
+
+def test_folders_that_look_like_splits(data, clips: Path, tmp_path: Path) -> None:
+    """train and test are no classes; train and car are."""
+    arguments = ("--out", tmp_path / "out", "--model", "toy", "--batch", 1, "--device", "cpu")
+    root = tmp_path / "root"
+    shutil.copytree(clips, root / "train")
+    shutil.copytree(clips, root / "test")
+    code, said = data("video", root, *arguments)
+    assert code == 2 and "give the folders of training and of validation" in said
+    (root / "test").rename(root / "val")
+    (root / "annotations").mkdir()
+    code, said = data("video", root, *arguments, "--check-only")
+    assert "2 classes" in said and "train: 12 videos" in said, said
+    vehicles = tmp_path / "vehicles"
+    vehicles.mkdir()
+    for name, old in zip(("train", "car"), CLASSES, strict=True):
+        shutil.copytree(clips / old, vehicles / name)
+    code, said = data("video", vehicles, *arguments)
+    assert code == 0, said
+    assert (tmp_path / "out/classes.txt").read_text().startswith("car\ntrain\n")
+
+
+def test_weights_of_an_image_model_are_inflated(data, clips: Path, tmp_path: Path) -> None:
+    """A file's tensors say what it is; image weights bring their colours."""
+    import torch
+    import yaml
+
+    from mvitv2_core import create_model
+
+    arguments = ("video", clips, "--model", "toy", "--batch", 4, "--device", "cpu")
+    for name, frames in (("image", None), ("clip", 16)):
+        file, out = tmp_path / f"{name}.pyth", tmp_path / name
+        model = create_model("mvitv2_tiny", num_classes=3, frames=frames)
+        torch.save({"model_state": model.state_dict()}, file)
+        assert data(*arguments, "--out", out, "--weights", file)[0] == 0
+        written = yaml.safe_load((out / "video.yaml").read_text())
+        if frames:
+            assert written["TRAIN"]["CHECKPOINT_FILE_PATH"] == str(file)
+            assert "MEAN" not in written["DATA"] and "MVITV2" not in written
+        else:
+            assert written["MVITV2"]["IMAGE_CHECKPOINT"] == str(file)
+            assert written["DATA"]["MEAN"] == [0.485, 0.456, 0.406]
+
+
 @pytest.mark.parametrize(
     ("place", "inside", "group"),
     [

@@ -252,3 +252,18 @@ def test_weights_that_do_not_fit(
     path.unlink()
     shutil.copy(lazy_run / "training" / "model_final.pth", tmp_path / "alone.pth")
     assert "--config must name" in predict(tmp_path / "alone.pth", pictures).err
+
+
+def test_the_average_is_taken_where_a_training_kept_one(tmp_path: Path) -> None:
+    """As detectron2's evaluation took it."""
+    from mvitv2_tools.detectron2_model import _load
+
+    model = torch.nn.Linear(2, 2)
+    state = model.state_dict()
+    inside = {f"module.{name}": value + 1 for name, value in state.items()}
+    content = {"model": state, "model_ema": {**inside, "n_averaged": torch.tensor(3)}}
+    torch.save(content, tmp_path / "model_final.pth")
+    loaded = torch.nn.Linear(2, 2)
+    _load(loaded, str(tmp_path / "model_final.pth"))
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, state[name] + 1)

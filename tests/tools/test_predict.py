@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fvcore.common.config import CfgNode
 
 from mvitv2_core import MViTClassifier, MViTConfig, cli, create_model
 from mvitv2_core.labels import read_labels
@@ -123,6 +124,24 @@ def test_pyslowfast_folder_of_clips(predict: Predict, tmp_path: Path) -> None:
     assert [row["seconds"] for row in rows] == [[0, 0.8], [0.8, 1.6], [1.6, 2.0]]
     wrong = predict(path, video, "--window", 0.2)
     assert wrong.code == 2 and "--window must be at least the 0.67 s" in wrong.err
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_what_the_trainer_tests_answers(decay: float, predict: Predict, tmp_path: Path) -> None:
+    """The average of the weights, where the run keeps one and its test takes it."""
+    cfg = loading_cfg(TINY_CLIP)
+    if decay:
+        cfg.MVITV2 = CfgNode({"EMA_DECAY": decay})
+    model = slowfast_run(tmp_path / "run", cfg, epoch=1)
+    average = randomize(MViTClassifier(model.config), seed=9).eval()
+    (path,) = (tmp_path / "run" / "checkpoints").iterdir()
+    content = torch.load(path, weights_only=True)
+    inside = {f"module.{name}": value for name, value in average.state_dict().items()}
+    torch.save({**content, "model_ema": {**inside, "n_averaged": torch.tensor(3)}}, path)
+    video = write_video(tmp_path / "a.mp4", frame_number(60, 64, 48))
+    chosen = average if decay else model
+    expected = probabilities(chosen, read_info(cfg, "any"), video)
+    check(predict(tmp_path / "run", video, "--json").rows[0], expected)
 
 
 def test_every_view_counts(predict: Predict, tmp_path: Path) -> None:
