@@ -22,6 +22,7 @@ from mvitv2_core.checkpoint.files import whole_file
 from projects.benchmark.export_speed import table
 from projects.benchmark.plots import draw_speed
 from projects.benchmark.report import RESULTS, layout, speed_text
+from projects.learning import plots as learning_plots
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "projects/benchmark/README.md", "docs/*.md")
@@ -187,6 +188,14 @@ def export() -> str:
     return table(kept("export_speed")) if measured else "Not measured yet.\n"
 
 
+def learning() -> str:
+    """What pre-training gave: a line for each arm."""
+    results = kept("learning")
+    named = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
+    where = f"Measured by this project: median and range over the seeds; {named}.\n"
+    return f"{layout(learning_plots.table(results), markdown=True)}\n{where}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "speed": lambda: speed(full=False),
     "speed_full": lambda: speed(full=True),
@@ -197,6 +206,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "extract": extract,
     "extract_hours": extract_hours,
     "export": export,
+    "learning": learning,
 }
 
 
@@ -230,6 +240,8 @@ def main() -> int:
         results = kept("cpu")
         named = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
         draw_speed(results["rows"], named, SPEED_PICTURE, source_of("cpu"))
+        learning_plots.draw_curves(kept("learning"), learning_plots.CURVES, source_of("learning"))
+        learning_plots.draw_world(learning_plots.WORLD)
     print("\n".join(stale) or "nothing to change")
     return int(args.check and bool(stale))
 

@@ -1,4 +1,4 @@
-"""Table and pictures of what ``run.py`` found."""
+"""docs/learning.md's table and pictures: ``make figures`` makes them from the kept results."""
 
 from __future__ import annotations
 

@@ -8,8 +8,9 @@ Trains a small image classifier on drawn pictures, then from its weights and fro
 - a clip model through PySlowFast's own ``run_net.py`` (left out where PySlowFast is missing),
 
 each with as many steps, on the data of ``data.py``, with several seeds. Every run that ends is kept
-in ``--out``: a second call does what is missing. ``--keep`` writes the curves to
-``projects/benchmark/results/learning.json``.
+in ``--out``: a second call does what is missing. ``--keep`` writes
+``projects/benchmark/results/learning.json``, from which ``make figures`` makes docs/learning.md's
+table and curves.
 """
 
 from __future__ import annotations

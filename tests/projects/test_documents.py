@@ -175,6 +175,11 @@ BLOCKS = [
     Block("docs/extract.md", "RAY_AUTH_MODE", needs="needs a Ray cluster"),
     Block("docs/extract.md", "extract_speed.py", needs="needs minutes and a quiet machine"),
     Block("docs/gpu.md", "logging.basicConfig()"),
+    Block(
+        "docs/learning.md",
+        "projects.learning.run",
+        needs="needs half an hour: tests/projects/test_learning.py runs it small",
+    ),
     Block("docs/predict.md", "pip install '.[predict]'", (PHOTO, ("pip install '.[predict]'", ""))),
     Block("docs/predict.md", "create_transform(model.info)", (PHOTO,)),
     Block("docs/predict.md", "mvitv2 predict outputs/demo ", needs=TRAINED),

@@ -16,7 +16,7 @@ RATIO = re.compile(r"\b\d+\.\d+x")
 
 
 PAGES = ["README.md", "docs/explain.md", "docs/export.md", "docs/extract.md", "docs/predict.md"]
-PAGES += ["docs/speed.md", "projects/benchmark/README.md"]
+PAGES += ["docs/learning.md", "docs/speed.md", "projects/benchmark/README.md"]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -31,10 +31,14 @@ def test_no_other_ratio_in_the_readme() -> None:
     assert not RATIO.findall(figures.BLOCK.sub("", text))
 
 
-def test_the_picture_is_that_of_the_results() -> None:
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [(figures.SPEED_PICTURE, "cpu"), (figures.learning_plots.CURVES, "learning")],
+)
+def test_the_picture_is_that_of_the_results(path: Path, name: str) -> None:
     image = pytest.importorskip("PIL.Image", reason="install Pillow to run: make setup")
-    with image.open(figures.SPEED_PICTURE) as picture:
-        assert picture.text["Source"] == figures.source_of("cpu"), "run `make figures`"
+    with image.open(path) as picture:
+        assert picture.text["Source"] == figures.source_of(name), "run `make figures`"
 
 
 def test_results_say_where_they_come_from() -> None:
