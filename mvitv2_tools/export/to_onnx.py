@@ -48,7 +48,8 @@ def write(program: torch.export.ExportedProgram, subject: Subject, file: Path) -
         # its own rules take it out again where they run, and onnxruntime refuses it.
         if node.op_type == "Conv" and len(node.inputs) == 3:
             bias = node.inputs[2]
-            if bias is not None and bias.producer() is not None:
+            made_by = bias.producer() if bias is not None else None
+            if made_by is not None and made_by.op_type == "Expand":
                 node.replace_input_with(2, None)
     properties = {key: json.dumps(value) for key, value in subject.metadata.items()}
     made.model.metadata_props.update(properties)
