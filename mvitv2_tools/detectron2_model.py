@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from mvitv2_core.checkpoint import CheckpointError, read_checkpoint, read_content
+from mvitv2_core.checkpoint import CheckpointError, read_checkpoint
 from mvitv2_core.checkpoint.load import weights_path
 from mvitv2_core.checkpoint.report import listing
 from mvitv2_core.model_info import OFFICIAL
@@ -238,8 +238,10 @@ def _load(model: torch.nn.Module, weights: str) -> None:
     Of a training with an average of the weights it takes that, as the trainer's evaluation does.
     """
     path = weights_path(weights)
-    averaged = EMA_KEY in read_content(path)
-    state = read_checkpoint(path, check=False, ema=averaged).state
+    checkpoint = read_checkpoint(path, check=False)
+    if checkpoint.ema == EMA_KEY:
+        checkpoint = read_checkpoint(path, check=False, ema=True)
+    state = checkpoint.state
     held = model.state_dict()
     wrong = [n for n, v in state.items() if n in held and held[n].shape != v.shape]
     missing = [name for name in held if name not in state]

@@ -184,8 +184,7 @@ def explain() -> str:
 
 def export() -> str:
     """Exported files' size and speed beside eager."""
-    measured = (RESULTS / "export_speed.json").exists()
-    return table(kept("export_speed")) if measured else "Not measured yet.\n"
+    return table(kept("export_speed")) if measured("export_speed") else UNMEASURED
 
 
 def learning() -> str:
