@@ -67,7 +67,11 @@ def register_with(manager: Any) -> None:
 
 def check_finite(model: nn.Module) -> None:
     """FloatingPointError for NaN or infinite weights, from which no run could go on."""
-    broken = not_finite(dict(model.named_parameters()))
+    refuse_broken(not_finite(dict(model.named_parameters())))
+
+
+def refuse_broken(broken: list[str]) -> None:
+    """FloatingPointError where weights, by their names, are NaN or infinite."""
     if broken:
         raise FloatingPointError(
             f"no checkpoint is written, and the last one stands: NaN or infinite values in "

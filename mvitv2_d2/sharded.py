@@ -35,9 +35,8 @@ from torch.optim import Optimizer
 
 from mvitv2_core.block import MultiScaleBlock
 from mvitv2_core.checkpoint.files import not_finite, read_content, whole_file
-from mvitv2_core.checkpoint.report import listing
 from mvitv2_core.checks import check_flag, check_whole, refuse
-from mvitv2_core.path_manager import UNFINISHED
+from mvitv2_core.path_manager import UNFINISHED, refuse_broken
 
 from .checkpoint import install
 
@@ -116,12 +115,7 @@ class Shards:
         """
         named = self.model.named_parameters()
         held = {n: p.to_local() if isinstance(p, DTensor) else p for n, p in named}
-        broken = sorted({name for names in comm.all_gather(not_finite(held)) for name in names})
-        if broken:
-            raise FloatingPointError(
-                f"no checkpoint is written, and the last one stands: NaN or infinite values in "
-                f"{listing(broken)}"
-            )
+        refuse_broken(sorted(set().union(*comm.all_gather(not_finite(held)))))
         target, unfinished = self.folder / name, self.folder / f"{UNFINISHED}-{name}"
         weights, moments = get_state_dict(self.model, self.optimizer)
         if comm.is_main_process():
