@@ -60,7 +60,7 @@ class Size:
     images: tuple[int, int] = (100, 50)
     steps: int = 120
     measured_every: int = 24
-    clips: tuple[int, int] = (64, 16)
+    clips: tuple[int, int] = (250, 32)
     epochs: int = 10
     seeds: int = 3
 
