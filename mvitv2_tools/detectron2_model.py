@@ -24,11 +24,13 @@ from mvitv2_core.training import EMA_KEY
 
 from .detect import Detector
 
-# What models and their test-time resizing are made of.
+# What models and their test-time resizing are made of. Of torch and of this project that is modules
+# alone: beside them lie functions that import what they are told to, or read pickles.
 ALLOWED = (
     *("detectron2.modeling.", "detectron2.layers.", "detectron2.data.transforms."),
     *("torch.nn.", "mvitv2_d2.", "fvcore.transforms."),
 )
+MODULES_ALONE = ("torch.nn.", "mvitv2_d2.")
 ALSO_ALLOWED = ("detectron2.data.detection_utils.get_fed_loss_cls_weights",)
 # Constants that the config sets and old files hold as well.
 CONSTANTS = ("pixel_mean", "pixel_std", "cell_anchors.")
@@ -138,14 +140,23 @@ def _from_yaml(config: Path, options: Any) -> tuple[Any, list[Any], str, str, st
 
     from mvitv2_d2.env import setup_environment
 
+    class _LocalConfig(CfgNode):
+        """Its ``_BASE_`` files lie on this machine: detectron2's own would open addresses."""
+
+        @classmethod
+        def _open_cfg(cls, filename: str) -> Any:
+            if "://" in filename:
+                raise ValueError(f"_BASE_ must be a file, not {filename}")
+            return open(filename, encoding="utf-8")
+
     setup_environment()
     cfg = get_cfg()
     try:
         # detectron2's own merge_from_file runs what a file's tags say.
-        cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(config))))
+        cfg.merge_from_other_cfg(CfgNode(_LocalConfig.load_yaml_with_base(str(config))))
         cfg.MODEL.DEVICE = str(options.torch_device)
         model = build_model(cfg)
-    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+    except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
         cause = " ".join(str(error).split())
         raise ValueError(f"{config}: is no detectron2 config of a detector: {cause}") from error
     short, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
@@ -174,6 +185,9 @@ def _real(name: str) -> Any:
     real = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
     if not real.startswith((*ALLOWED, *ALSO_ALLOWED)):
         raise ValueError(_refusal(f"{name} ({real})"))
+    is_module = isinstance(found, type) and issubclass(found, torch.nn.Module)
+    if real.startswith(MODULES_ALONE) and not is_module:
+        raise ValueError(_refusal(name))
     return found
 
 

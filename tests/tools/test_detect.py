@@ -193,6 +193,13 @@ EVIL = {
     "an object": "model: {_target_: z, f: !!python/object:subprocess.Popen {args: 'touch CANARY'}}",
     "a reference": "model: {_target_: torch.nn.Sequential, x: '${evil}'}\n"
     "evil: {_target_: os.system, command: 'touch CANARY'}",
+    "sharded weights": (
+        "model: {_target_: mvitv2_d2.sharded.load, folder: CANARY, "
+        "model: {_target_: torch.nn.Identity}}"
+    ),
+    "a function of torch's": (
+        "model: {_target_: torch.nn.attention._fa3._fa3_import_module, module_path: CANARY}"
+    ),
     "a referred name": "model: {_target_: '${evil}', command: 'touch CANARY'}\nevil: os.system",
     "a resizing": (
         "model: {_target_: torch.nn.Identity}\ndataloader: {test: {mapper: {augmentations: "
@@ -232,6 +239,17 @@ def test_yaml_config_with_tags(
     arguments = ("--weights", yaml_run / "model_final.pth")
     result = predict(tmp_path / "config.yaml", pictures, *arguments)
     assert result.code == 2 and "constructor" in result.err and not canary.exists()
+
+
+@pytest.mark.parametrize("base", ["http://127.0.0.1:9/base.yaml", "gone.yaml"])
+def test_yaml_config_with_a_base_that_is_no_file(
+    base: str, predict: Predict, pictures: Path, tmp_path: Path
+) -> None:
+    """detectron2's own reader would open an address."""
+    (tmp_path / "config.yaml").write_text(f"_BASE_: {base}\nMODEL: {{}}\n")
+    result = predict(tmp_path / "config.yaml", pictures, "--weights", "x.pth")
+    assert result.code == 2 and base in result.err and str(tmp_path / "config.yaml") in result.err
+    assert "_BASE_ must be a file" in result.err or "No such file" in result.err
 
 
 def test_weights_that_do_not_fit(
