@@ -25,9 +25,7 @@ class DropPath(nn.Module):
         """(B, ...) -> (B, ...)."""
         if not self.training or self.rate == 0.0:
             return x
-        keep = 1.0 - self.rate
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
-        return x * mask.div_(keep)
+        return ops.drop_path(x, 1.0 - self.rate)
 
 
 class Mlp(nn.Module):

@@ -15,6 +15,7 @@ from .fast import (
     attention_chunked,
     attention_folded,
     attention_fused,
+    compiled,
     mlp_recompute,
     norm_half,
     pool_channels_last,
@@ -120,6 +121,11 @@ def unknown_sizes(table: Tensor, q_size: int, k_size: int) -> bool:
     return rows_opaque.sizes_unknown(q_size, k_size)
 
 
+def must_repeat_on_a_gpu(table: Tensor, *_: Any) -> bool:
+    """Where PyTorch was asked for deterministic algorithms: resampling has none on a GPU."""
+    return table.is_cuda and torch.are_deterministic_algorithms_enabled()
+
+
 def open_sizes(table: Tensor, q_size: int, k_size: int) -> bool:
     return sizes.open_sizes(q_size, k_size)
 
@@ -136,6 +142,10 @@ def half_tokens(x: Tensor, *_: Any) -> bool:
     """Under CUDA's autocast."""
     half = x.is_cuda and torch.is_autocast_enabled("cuda")
     return half and x.dtype == torch.get_autocast_dtype("cuda")
+
+
+def compiling(*_: Any) -> bool:
+    return torch.compiler.is_compiling()
 
 
 def bare_mlp(x: Tensor, fc1: Any, act: Any, fc2: Any, drop: Any) -> bool:
@@ -171,6 +181,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
         Form("plain", always, plain.attention),
     ),
     "rows": (
+        Form("repeatable", must_repeat_on_a_gpu, rows_exported.pair_rows),
         Form("opaque", unknown_sizes, rows_opaque.pair_rows),
         Form("exported", open_sizes, rows_exported.pair_rows),
         Form("remembered", always, rows_remembered.pair_rows),
@@ -209,5 +220,9 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "mlp": (
         Form("recompute", bare_mlp, of_tensors),
         Form("plain", always, plain.mlp),
+    ),
+    "drop_path": (
+        Form("any_rate", compiling, compiled.drop_path),
+        Form("plain", always, plain.drop_path),
     ),
 }

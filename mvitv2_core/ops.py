@@ -146,6 +146,10 @@ def mlp(x: Tensor, fc1: nn.Module, act: nn.Module, fc2: nn.Module, drop: nn.Modu
     return run("mlp", x, fc1, act, fc2, drop)
 
 
+def drop_path(x: Tensor, keep: float) -> Tensor:
+    return run("drop_path", x, keep)
+
+
 class HeadPool(nn.Module):
     """Depthwise convolution over the grid with one set of weights shared by all heads.
 

@@ -156,6 +156,11 @@ def mlp(x: Tensor, fc1: nn.Module, act: nn.Module, fc2: nn.Module, drop: nn.Modu
     return drop(fc2(drop(act(fc1(x)))))
 
 
+def drop_path(x: Tensor, keep: float) -> Tensor:
+    """(B, ...) with whole samples zero, the others with probability ``keep`` and over it."""
+    return x * x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+
+
 def max_pool_skip(x: Tensor, thw: Sequence[int], stride: Sequence[int], cls_token: bool) -> Tensor:
     """Max-pools the shortcut's (B, N, C) tokens to pooled q's grid; the class token passes by."""
     if max(stride) == 1:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # Programs that PyTorch may make of the one forward method that all blocks share: for each kind of
 # block (a model has up to nine), with and without gradients, for one size and, with and without
@@ -32,3 +32,12 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
         setattr(config, name, max(getattr(config, name), PROGRAMS))
     for block in blocks:
         block.compile(**options)
+
+
+def drop_path(x: Tensor, keep: float) -> Tensor:
+    """``plain.drop_path`` with ``keep`` as a number that may differ between blocks of one program.
+
+    ``bernoulli_`` would tie a program to its probability: one for each block.
+    """
+    mask = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device) < keep
+    return x * mask.to(x.dtype).div_(keep)

@@ -18,36 +18,31 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     PyTorch's flash kernels have no derivative of their backward pass, and raise when asked: here
     the definition steps in then.
     """
-    if eager() and needs_grad(q, k, v):
-        return _Fused.apply(q, k, v, scale)
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return _Twice.apply(out, q, k, v, scale) if eager() and needs_grad(q, k, v) else out
 
 
-class _Fused(torch.autograd.Function):
-    """Keeps the graph of the fused kernel inside, for its backward pass."""
+class _Twice(torch.autograd.Function):
+    """Hands a gradient on to the kernel, or past it to q, k and v where it may be differentiated.
+
+    The kernel keeps what its own backward pass needs, and this keeps q, k and v, which are the same
+    memory: activation checkpointing and ``backward`` free all of it as usual.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(q, k, v)
         ctx.scale = scale
-        with torch.enable_grad():
-            q, k, v = ctx.inside = [
-                x.detach().requires_grad_(need)
-                for x, need in zip((q, k, v), ctx.needs_input_grad, strict=False)
-            ]
-            ctx.out = F.scaled_dot_product_attention(q, k, v, scale=scale)
-        return ctx.out.detach()
+        return out.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *needed, _ = ctx.needs_input_grad
         if not torch.is_grad_enabled():
-            wanted = [x for x in ctx.inside if x.requires_grad]
-            found = iter(torch.autograd.grad(ctx.out, wanted, grad, retain_graph=True))
-            return *(next(found) if need else None for need in needed), None
+            return grad, None, None, None, None
+        _, *needed, _ = ctx.needs_input_grad
         scale = ctx.scale
 
         def definition(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return (q @ k.transpose(-1, -2) * scale).softmax(dim=-1) @ v
 
-        return *by_definition(definition, ctx.saved_tensors, grad, needed), None
+        return None, *by_definition(definition, ctx.saved_tensors, grad, needed), None

@@ -1,4 +1,4 @@
-"""Position rows for exported programs whose sizes stay open."""
+"""Position rows for exported programs whose sizes stay open, and for training that must repeat."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def pair_rows(table: Tensor, q_size: int, k_size: int) -> Tensor:
 
     The definition asks whether the table must be resampled, which would tie a program to the sizes
     of its example; and runtimes resample with roundings of their own. Here each pair takes two rows
-    of the stored table, with weights one and zero where nothing is to be resampled.
+    of the stored table, with weights one and zero where nothing is to be resampled. Gradients of
+    taken rows have a deterministic algorithm on GPUs, those of ``F.interpolate`` have none.
     """
     index = rel_pos.rel_pos_index(q_size, k_size, table.device)
     # As F.interpolate: row i of n lies at (i + 1/2) * scale - 1/2. Sizes are tensors, or a runtime

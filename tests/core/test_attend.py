@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import weakref
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from mvitv2_core.fast.memory import TensorCache
 from mvitv2_core.rel_pos import rel_pos_index, rel_pos_terms
 from tests.compare import error, randomize
 from tests.forms import attend_plain, forced
-from tests.small import stage_blocks
+from tests.small import small_input, small_model, stage_blocks
 
 GRIDS = {
     "image": ((6, 5), (3, 2), (True, True)),
@@ -113,6 +114,34 @@ def test_choice_of_form(
         call = (q, q, q, terms, [0] * bool(channels), (4,), (channels,), False, False, None)
         form = ops.choose("attention", *call)
     assert form.name == path
+
+
+@pytest.mark.parametrize("form", ["folded", "fused"])
+def test_checkpointing_runs_blocks_twice_and_keeps_nothing(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the forms of GPUs: nothing of attention outlives the forward pass, or the backward one."""
+    inside: list[weakref.ref[Tensor]] = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(q: Tensor, *rest: Tensor, **options: float) -> Tensor:
+        out = kernel(q, *rest, **options)
+        inside.extend(map(weakref.ref, (q, *rest, out)))
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    for act_checkpoint in (True, False):
+        rel_pos = (form == "folded",) * 2
+        model = small_model("image", act_checkpoint=act_checkpoint, rel_pos=rel_pos)
+        blocks = len(model.blocks)  # type: ignore[arg-type]
+        inside.clear()
+        with forced(attention=form):
+            loss = model(small_input("image")).square().sum()
+            assert len(inside) == 4 * blocks
+            assert not act_checkpoint or not any(ref() is not None for ref in inside)
+            loss.backward()
+        assert len(inside) == 4 * blocks * (1 + act_checkpoint)
+        assert not any(ref() is not None for ref in inside)
 
 
 @pytest.mark.parametrize(("head_dim", "grid"), itertools.product([72, 96], [(14, 14), (8, 7, 7)]))

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from mvitv2_core import MViTClassifier, MViTConfig, load_checkpoint
+from mvitv2_core.block import DropPath
 from mvitv2_core.config import lay_out
 from mvitv2_core.rows import stage_rows
 from tests.compare import error, gradient_error, loss_of, randomize
+from tests.small import stage_blocks
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +72,27 @@ def test_frozen_parts() -> None:
     for a, b in zip(compiled.parameters(), plain.parameters(), strict=True):
         assert (a.grad is None) == (b.grad is None)
         assert a.grad is None or error(a.grad, b.grad) < 1e-10 or b.grad.abs().max() < 1e-12
+
+
+def test_equal_blocks_share_programs_whatever_their_drop_path() -> None:
+    counts = []
+    for depth in (3, 6):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        blocks = stage_blocks((depth,), 8, 1, (8, 8), (2, 2), drop_path_rate=0.5)
+        config = MViTConfig(blocks, (32, 32), (7, 7), (4, 4), (3, 3), num_classes=3)
+        model = MViTClassifier(config, compile=True)
+        loss_of(model(image(32).float())).backward()
+        counts.append(torch._dynamo.utils.counters["frames"]["ok"])
+    assert counts[0] == counts[1] <= 3
+
+
+def test_drop_path_drops_whole_samples_at_its_rate_when_compiled() -> None:
+    dropped = torch.compile(DropPath(0.25), dynamic=True)(torch.ones(20000, 3))
+    assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
+    values = dropped[:, 0]
+    assert set(values.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert abs(values.mean().item() - 1) < 0.02  # five standard deviations
 
 
 @pytest.mark.slow

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
+from mvitv2_core import ops
 from tests.curves import DETECTOR, NAMES, STEPS, curve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,3 +66,20 @@ def test_in_another_process(tally: Callable[..., None]) -> None:
     for name, got in zip(names(), in_another_process(*names()), strict=True):
         assert got == first_curve(name), name
         tally(CLAIM)
+
+
+def test_positions_repeat_on_a_gpu_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resampling a table raises there in deterministic mode: another form runs."""
+    monkeypatch.setattr(ops, "REFERENCE", False)
+    with FakeTensorMode():
+        tables = {device: torch.empty(27, 96, device=device) for device in ("cuda", "cpu")}
+
+    def form(device: str) -> str:
+        return ops.choose("rows", tables[device], 20, 10).name
+
+    assert form("cuda") == form("cpu") == "remembered"
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert form("cuda") == "repeatable" and form("cpu") == "remembered"
+    finally:
+        torch.use_deterministic_algorithms(False)

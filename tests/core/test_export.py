@@ -52,12 +52,15 @@ def test_export_of_any_size(kind: str, tally: Callable[..., None]) -> None:
 
 
 def test_rows_of_exported_programs(tally: Callable[..., None]) -> None:
-    """Rows that open sizes get are the definition's, for every pair of sizes."""
+    """Rows that open sizes get are the definition's, for every pair of sizes; so is training."""
     for length, q_size, k_size in itertools.product((15, 27, 111), range(1, 40), range(1, 40, 3)):
-        table = torch.randn(length, 4, dtype=torch.float64)
+        table = torch.randn(length, 4, dtype=torch.float64, requires_grad=True)
         expected = rel_pos.pair_rows(table, q_size, k_size)
         got = rows_exported.pair_rows(table, q_size, k_size)
         assert error(got, expected) < 1e-12, (length, q_size, k_size)
+        weight = torch.randn_like(got)
+        grads = [torch.autograd.grad(rows, table, weight)[0] for rows in (got, expected)]
+        assert error(*grads) < 1e-12, (length, q_size, k_size)
         tally("position rows of exported programs")
 
 
