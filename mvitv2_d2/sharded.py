@@ -123,7 +123,8 @@ class Shards:
         comm.synchronize()
         dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=str(unfinished))
         if comm.is_main_process():
-            torch.save(TrainerBase.state_dict(trainer), unfinished / TRAINER)
+            with whole_file(unfinished / TRAINER) as file:
+                torch.save(TrainerBase.state_dict(trainer), file)
             shutil.rmtree(target, ignore_errors=True)
             unfinished.rename(target)
             with whole_file(self.folder / LAST) as file:
