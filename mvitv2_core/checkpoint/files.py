@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ._unpickle import RefusedGlobal, checked_members, read_pickle, read_torch
-from .formats import average_inside, unwrapped, weights_keys, wrapped
+from .formats import average_inside, of_the_model, unwrapped, weights_keys, wrapped
 from .report import CheckpointError, listing
 
 PICKLES, TORCH = (".pkl", ".pickle"), (".pyth", ".pth", ".pt")
@@ -51,7 +51,8 @@ def read_checkpoint(
     Tensors of current torch files are mapped, not copied, into memory.
 
     Args:
-        check: refuse tensors that cannot be weights: not floating point, NaN or infinite.
+        check: refuse tensors that cannot be weights: not floating point, NaN or infinite. Of a
+            full detector's file only the backbone's are looked at.
         ema: take the moving average of the weights, which trainers keep beside them.
 
     Raises:
@@ -145,7 +146,7 @@ def _cause(error: Exception) -> str:
 def plain_state(file: str, content: Mapping[Any, Any], check: bool = False) -> dict[str, Tensor]:
     """Tensors by name from tensors or arrays by name, without what wrappers put into names;
     CheckpointError for anything else than tensors by name, for nothing, for a name twice and,
-    with ``check``, for what cannot be a weight."""
+    with ``check``, for what cannot be a weight of the model."""
     state: dict[str, Tensor] = {}
     numpy = sys.modules.get("numpy")
     for name, value in content.items():
@@ -163,13 +164,13 @@ def plain_state(file: str, content: Mapping[Any, Any], check: bool = False) -> d
         state[name] = value.detach()
     if not state:
         raise CheckpointError(f"{file}: holds no tensors")
-    if check:
-        _check_tensors(file, state)
     plain: dict[str, Tensor] = {}
     for name, short in unwrapped(state).items():
         if short in plain:
             raise CheckpointError(f"{file}: {short!r} is there twice, once as {name!r}")
         plain[short] = state[name]
+    if check:
+        _check_tensors(file, of_the_model(plain))
     return plain
 
 

@@ -153,6 +153,12 @@ def uncompiled(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != COMPILED)
 
 
+def of_the_model(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The backbone's tensors of a full detector's file, whose heads may count in whole numbers
+    (BatchNorm's ``num_batches_tracked``); all of another file."""
+    return {name: value for name, value in state.items() if name.startswith(DETECTOR)} or state
+
+
 @dataclass(frozen=True)
 class Named:
     """A checkpoint's tensors under the project's names."""

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mvitv2_core import CheckpointError, MViTClassifier, cli, load_checkpoint
-from mvitv2_core.checkpoint import convert_state_dict, read_checkpoint
+from mvitv2_core.checkpoint import convert_state_dict, inflate_state_dict, read_checkpoint
 from mvitv2_core.checkpoint.files import plain_state
+from mvitv2_core.checkpoint.formats import DETECTOR
 from tests.compare import randomize
 from tests.structures import small
 
@@ -177,6 +178,29 @@ def test_backbone_of_a_detector() -> None:
     } | {"scale2_norm.weight"}
     for name, value in trunk.items():
         assert torch.equal(model.state_dict()[name.removeprefix("backbone.bottom_up.")], value)
+
+
+def test_backbone_of_a_cascade_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its heads' BatchNorm counts in whole numbers, which is no fault of the backbone."""
+    trunk, _ = convert_state_dict(state_of(1), "detectron2", prefix=DETECTOR)
+    counter = "roi_heads.box_head.0.conv1.norm.num_batches_tracked"
+    detector = {**trunk, counter: torch.tensor(9)}
+    path, out = tmp_path / "model_final.pth", tmp_path / "out.pyth"
+    torch.save({"model": detector}, path)
+    for given in (path, detector, read_checkpoint(path).state):
+        report = load_checkpoint(MViTClassifier(CONFIG), given, backbone=True)
+        assert report.names("unused") == (counter,)
+    assert cli.main(["convert", str(path), str(out), "--to", "image", "--quiet"]) == 0
+    assert read_checkpoint(out).state.keys() == {name.removeprefix(DETECTOR) for name in trunk}
+    # A detector's backbone has no last norm: as for any other, inflating it is refused for that.
+    assert cli.main(["inflate", str(path), str(out), "--variant", "T", "--force"]) == 2
+    assert "missing in the file (2): norm.weight, norm.bias" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"missing in the file \(2\): norm\.weight"):
+        inflate_state_dict(detector, small("T", 8))
+    kernel = f"{DETECTOR}patch_embed.proj.weight"
+    for wrong in (trunk[kernel].long(), trunk[kernel] / 0):
+        with pytest.raises(CheckpointError, match=kernel):
+            load_checkpoint(MViTClassifier(CONFIG), {**detector, kernel: wrong}, backbone=True)
 
 
 @pytest.mark.parametrize("cls_token", [False, True])
