@@ -23,6 +23,8 @@ from ..config import MViTConfig
 from .files import whole_file
 from .report import CheckpointError
 
+PREFIX = "mvitv2://"  # before an official name where a path is asked for
+
 
 @dataclass(frozen=True)
 class Official:
@@ -129,6 +131,23 @@ OFFICIAL: dict[str, Official] = dict(
         _detector("lvis_vitdet_mvitv2_h_in21k_50ep", "49.5", "44.1", "330445165", "ad4220"),
     ]
 )
+
+
+def local_path(path: str) -> str:
+    """The file behind a path.
+
+    Args:
+        path: ``mvitv2://NAME`` with a name of the official weights (MODEL_ZOO.md), or any other
+            path, which is returned as it is.
+
+    Returns:
+        A path in torch.hub's cache. The file is downloaded on first use, by one process on a
+        file system while others wait for it.
+
+    Raises:
+        CheckpointError: unknown name, or the download failed.
+    """
+    return official_path(path.removeprefix(PREFIX)) if path.startswith(PREFIX) else path
 
 
 def official_path(name: str) -> str:

@@ -17,7 +17,7 @@ from .describe import Layout, read_layout
 from .files import plain_state, read_checkpoint
 from .fit import ABS_POS, fit_state_dict
 from .formats import FORMATS, KERNELS, Named, from_project, is_clip, to_project, uncompiled
-from .hub import OFFICIAL, official_path
+from .hub import OFFICIAL, local_path, official_path
 from .report import CheckpointError, Entry, LoadReport, listing
 
 OUTSIDE = ("head", "norm", "scale?_norm")  # what a backbone does without, in a model or a file
@@ -43,8 +43,8 @@ def load_checkpoint(
     Args:
         model: this project's trunk, classifier, detectron2 backbone or PySlowFast model.
         path_or_state: a ``.pyth``, ``.pth``, ``.pt``, ``.pkl`` or ``.safetensors`` file, one of
-            the official weights by name (MODEL_ZOO.md), which is downloaded on first use, or
-            tensors by name.
+            the official weights by name (MODEL_ZOO.md; ``mvitv2://NAME`` as trainers have it, too),
+            which is downloaded on first use, or tensors by name.
         allow_new: names of the model's tensors, or of modules that hold them, that may keep their
             present values where the file has nothing that fits: ``("head",)`` for a new number of
             classes, which also drops the file's head. ``*`` stands for any text.
@@ -91,8 +91,9 @@ def load_checkpoint(
 
 
 def weights_path(path: str | os.PathLike[str]) -> str:
-    """A file as it is; an official name that is no file as the path of its download."""
-    name = os.fspath(path)
+    """A file as it is; ``mvitv2://NAME``, or an official name that is no file, as the path of its
+    download."""
+    name = local_path(os.fspath(path))
     return official_path(name) if name in OFFICIAL and not os.path.exists(name) else name
 
 

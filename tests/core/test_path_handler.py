@@ -12,10 +12,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
-from mvitv2_core import CheckpointError
+from mvitv2_core import CheckpointError, MViTClassifier, cli, load_checkpoint
 from mvitv2_core.checkpoint.hub import OFFICIAL, Official
 from mvitv2_core.path_manager import local_path, register_with
+from tests.structures import small
 
 BODY = bytes(range(256)) * 1024
 
@@ -114,6 +116,20 @@ def test_path_manager(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
         manager.open("mvitv2://toy", "wb")
     with pytest.raises(CheckpointError, match="other: neither a file nor one of the official"):
         manager.open("mvitv2://other", "rb")
+
+
+def test_the_prefix_where_a_name_is_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``load_checkpoint`` and the commands take what trainers' configs say."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setitem(OFFICIAL, "toy", official("https://nowhere.invalid/toy.pyth"))
+    OFFICIAL["toy"].cached.parent.mkdir(parents=True)
+    torch.save(MViTClassifier(small("T")).state_dict(), OFFICIAL["toy"].cached)
+    assert load_checkpoint(MViTClassifier(small("T")), "mvitv2://toy").counts()["loaded"] == 242
+    assert cli.main(["diff", "mvitv2://toy", "toy"]) == 0
+    assert cli.main(["inspect", "mvitv2://other"]) == 2
+    assert "other: neither a file nor one of the official weights" in capsys.readouterr().err
 
 
 def test_other_paths_stay(tmp_path: Path) -> None:
