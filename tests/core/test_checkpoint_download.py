@@ -231,3 +231,5 @@ def test_cache_names_are_distinct() -> None:
     files = [row.file for row in OFFICIAL.values()]
     assert len(set(files)) == len(files)
     assert all("/" not in name and name.endswith((".pyth", ".pkl")) for name in files)
+    page = (Path(__file__).parents[2] / "docs/weights.md").read_text()
+    assert f"`{OFFICIAL['mask_rcnn_mvitv2_t_3x'].file}`" in page
