@@ -183,7 +183,7 @@ def download(
     the others wait, and take it as it is.
 
     Args:
-        url: http or https.
+        url: http or https. A redirect from https must lead to https.
         target: its directory is made if needed. Not there yet.
         timeout: seconds without a byte after which a connection counts as broken.
         tries: connections to make in all; each goes on where the one before broke off.
@@ -246,12 +246,23 @@ def _fetch(url: str, stream: BinaryIO, timeout: float, tries: int) -> None:
     raise CheckpointError(f"{url}: cannot be downloaded: {cause}")
 
 
+class _StayEncrypted(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but none from https to anything else."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if req.type == "https" and not newurl.lower().startswith("https:"):
+            raise CheckpointError(f"{req.full_url}: redirects to {newurl}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _connect(url: str, stream: BinaryIO, timeout: float) -> None:
     """One connection, from where ``stream`` stands to the end of the file."""
     done = stream.tell()
     headers = {"User-Agent": "mvitv2"} | ({"Range": f"bytes={done}-"} if done else {})
     request = urllib.request.Request(url, headers=headers)
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
+    with urllib.request.build_opener(_StayEncrypted).open(request, timeout=timeout) as answer:
         if done and answer.status != 206:  # the server starts over, and so do we
             done = stream.truncate(stream.seek(0))
         length = answer.headers.get("Content-Length")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.response import addinfourl
 
 import pytest
 import torch
@@ -161,6 +165,40 @@ def test_other_schemes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     with pytest.raises(CheckpointError, match="only http and https"):
         download(f"file://{tmp_path}/secret", tmp_path / "x.pyth")
+
+
+def redirect(place: str) -> Answer:
+    def answer(handler: BaseHTTPRequestHandler, _: int) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", place)
+        handler.end_headers()
+
+    return answer
+
+
+def test_redirect_is_followed(server: Server, tmp_path: Path) -> None:
+    server.answers = [redirect("/elsewhere"), serve()]
+    download(server.url, tmp_path / "x.pyth")
+    assert (tmp_path / "x.pyth").read_bytes() == BODY
+
+
+def test_https_is_not_left(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An https server, here a fake one, that sends on to http."""
+
+    def redirected(_: object, request: urllib.request.Request) -> addinfourl:
+        headers = Message()
+        headers["Location"] = server.url
+        answer = addinfourl(io.BytesIO(), headers, request.full_url, 302)
+        answer.msg = "Found"
+        return answer
+
+    monkeypatch.setattr(urllib.request.HTTPSHandler, "https_open", redirected)
+    server.answers = [serve()]
+    with pytest.raises(CheckpointError) as caught:
+        download("https://authors.invalid/x.pyth", tmp_path / "x.pyth")
+    cause = f"authors.invalid/x.pyth: redirects to {server.url}, which is not https"
+    assert cause in str(caught.value)
+    assert not server.ranges and not list(tmp_path.iterdir())
 
 
 def test_unwritable_cache(server: Server, tmp_path: Path) -> None:
