@@ -15,13 +15,15 @@
 #              results that make bench BENCH="--keep cpu" keeps
 # make setup   .venv with torch, detectron2 and this package, in editable mode
 # make setup-video  .venv with what the video demo needs, without detectron2
+# make detectron2 VENV=/path/to/env  detectron2's Python into an environment that has none
 # make clean   remove caches, outputs and the toy data; the .venv stays
 #
 # PYTHON=python3.12      the Python that .venv is made with (3.10 or newer)
 # DETECTRON2=pypi        from PyPI (default): detectron2's Python alone, enough for everything here
 # DETECTRON2=git         from its official repository, compiled: needs git and a C++ compiler
 # DETECTRON2=none        not at all: its tests are skipped
-# VENV=/path/to/env      an existing environment with everything in it: nothing is installed
+# VENV=/path/to/env      an existing environment with everything in it: nothing is installed into
+#                        it but by make detectron2 (test-matrix makes environments all the same)
 
 PYTHON ?= python3
 DETECTRON2_URL := git+https://github.com/facebookresearch/detectron2.git
@@ -35,14 +37,17 @@ DETECTRON2 ?= $(or $(INSTALLED),pypi)
 $(if $(filter pypi git none,$(DETECTRON2)),,$(error DETECTRON2 must be pypi, git or none))
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
+# install-or-say: a pip command's arguments, run in .venv and no other environment.
 ifeq ($(VENV),$(OWN_VENV))
 READY := $(STAMPS)/package $(STAMPS)/detectron2-$(DETECTRON2)
+install-or-say = $(BIN)/python -m pip install $(1)
 else
 READY := $(BIN)/python
+install-or-say = { echo "missing in $(VENV): $(BIN)/python -m pip install $(1)"; exit 1; }
 endif
 
 .PHONY: demo demo-video demo-own bench figures test test-matrix soak lint docs setup setup-video
-.PHONY: clean
+.PHONY: detectron2 clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -79,7 +84,7 @@ lint: $(READY)
 
 docs: $(READY)
 	@$(BIN)/python -c 'import mkdocs, material, mkdocstrings' 2>/dev/null || \
-		$(BIN)/python -m pip install -e '.[docs]'
+		$(call install-or-say,-e '.[docs]')
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 figures: $(READY)
@@ -108,13 +113,25 @@ FORGET = rm -rf $(STAMPS)/detectron2-* "$$($(SITE))/detectron2" "$$($(SITE))/too
 	"$$($(SITE))"/*detectron2*.dist-info
 
 # The wheel is for one platform and Python; only its .py files are used, so any will do.
+define FROM_WHEEL
+site=$$($(SITE)) && $(BIN)/python -m pip install --require-hashes --no-deps --only-binary=:all: \
+	--python-version 3.10 --implementation cp --abi cp310 --platform linux_x86_64 \
+	--upgrade --target "$$site" -r requirements/detectron2.txt && \
+rm -f "$$site"/detectron2/_C.*
+endef
+
 $(STAMPS)/detectron2-pypi: requirements/detectron2.txt $(STAMPS)/package
 	$(FORGET)
-	site=$$($(SITE)) && $(BIN)/python -m pip install --require-hashes --no-deps --only-binary=:all: \
-		--python-version 3.10 --implementation cp --abi cp310 --platform linux_x86_64 \
-		--upgrade --target "$$site" -r requirements/detectron2.txt && \
-	rm -f "$$site"/detectron2/_C.*
+	$(FROM_WHEEL)
 	@touch $@
+
+# It puts two folders there, detectron2 and tools; somebody else's stay as they are.
+detectron2: $(READY)
+ifneq ($(VENV),$(OWN_VENV))
+	@site=$$($(SITE)) && for name in detectron2 tools; do if [ -e "$$site/$$name" ]; then \
+		echo "$$site/$$name is there already"; exit 1; fi; done
+	$(FROM_WHEEL)
+endif
 
 $(STAMPS)/detectron2-git: $(STAMPS)/package
 	$(FORGET)

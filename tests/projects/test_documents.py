@@ -75,6 +75,7 @@ BLOCKS = [
     Block("docs/index.md", "create_transform(model.info)", (PHOTO,), slow=True),
     Block("docs/install.md", "make setup\n", needs=NETWORK),
     Block("docs/install.md", "pip install -e '.[detectron2]'", needs=NETWORK),
+    Block("docs/install.md", "make detectron2", needs=NETWORK),
     Block("docs/install.md", "pip install --no-build-isolation", needs=NETWORK),
     Block("docs/install.md", "mvitv2 --version", slow=True),
     Block("docs/install.md", "mvitv2_core.__version__"),

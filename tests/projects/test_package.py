@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
+import subprocess
 import sys
 from importlib.metadata import requires
 from pathlib import Path
@@ -118,3 +121,34 @@ def test_every_recipe_is_in_the_wheel(project: dict) -> None:
     data = project["tool"]["setuptools"]["data-files"].values()
     named = {pattern.removesuffix("/*") for patterns in data for pattern in patterns}
     assert {name for name in named if name.startswith("configs/")} == folders
+
+
+def test_make_installs_nothing_into_an_environment_of_ones_own(tmp_path: Path) -> None:
+    """``VENV=``: what is missing is named; ``make detectron2`` alone installs, over nothing."""
+    if shutil.which("make") is None:
+        pytest.skip("install make to run")
+    python, calls = tmp_path / "bin/python", tmp_path / "calls"
+    python.parent.mkdir()
+    python.write_text(
+        f'#!/bin/sh\necho "$*" >> {calls}\ncase $2 in *mkdocs*) exit 1;; esac\necho {tmp_path}\n'
+    )
+    python.chmod(0o755)
+
+    def make(target: str) -> tuple[int, str]:
+        calls.write_text("")
+        command = ["make", "-C", str(ROOT), target, f"VENV={tmp_path}"]
+        outside = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+        process = subprocess.run(command, env=outside, capture_output=True, text=True)
+        return process.returncode, process.stdout
+
+    status, said = make("docs")
+    assert status and f"missing in {tmp_path}: {python} -m pip install -e '.[docs]'" in said
+    assert "pip" not in calls.read_text()
+    status, said = make("setup")
+    assert not status and not calls.read_text()
+    status, said = make("detectron2")
+    assert not status and f"--target {tmp_path} -r requirements/detectron2.txt" in calls.read_text()
+    (tmp_path / "tools").mkdir()
+    status, said = make("detectron2")
+    assert status and f"{tmp_path}/tools is there already" in said
+    assert "pip" not in calls.read_text()
