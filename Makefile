@@ -16,7 +16,8 @@
 # make setup   .venv with torch, detectron2 and this package, in editable mode
 # make setup-video  .venv with what the video demo needs, without detectron2
 # make detectron2 VENV=/path/to/env  detectron2's Python into an environment that has none
-# make clean   remove caches, outputs and the toy data; the .venv stays
+# make clean   remove caches, outputs and datasets/toy_shapes; the .venv stays, and so do toy data
+#              in DETECTRON2_DATASETS
 #
 # PYTHON=python3.12      the Python that .venv is made with (3.10 or newer)
 # DETECTRON2=pypi        from PyPI (default): detectron2's Python alone, enough for everything here

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -123,6 +124,8 @@ def main() -> None:
     print(f"Loss and AP curves:           {args.output / 'curve.png'}")
     print(f"Weights:                      {run / 'model_final.pth'}")
     print(f"Trainer's log:                {args.output / 'training.log'}")
+    answers = ["mvitv2", "predict", str(args.output), str(data / "val"), "--out", "out"]
+    print(f"Answers for pictures:         {shlex.join(answers)}")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ def test_demo_twice(run: Run, tmp_path: Path) -> None:
         for name in ("predictions.png", "curve.png", "training/model_final.pth", "training.log"):
             assert f"demo/{name}" in output
             assert (tmp_path / "demo" / name).stat().st_size > 1000
+        data = tmp_path / "data/toy_shapes/val"  # not where it lies by default
+        assert f"mvitv2 predict demo {data} --out out\n" in output and data.is_dir()
         metrics = (tmp_path / "demo/training/metrics.json").read_text()
         assert metrics.count('"bbox/AP"') == 2  # of this run alone
     assert Image.open(tmp_path / "demo/predictions.png").width > 1000
