@@ -195,6 +195,20 @@ def learning() -> str:
     return f"{layout(learning_plots.table(results), markdown=True)}\n{where}"
 
 
+def demo() -> str:
+    """What ``make demo`` reaches, and how long it takes."""
+    if not measured("demo"):
+        return UNMEASURED
+    results = kept("demo")
+    runs = results["runs"]
+    line = []
+    for key in ("box_ap", "mask_ap", "minutes"):
+        values = [run[key] for run in runs]
+        line.append(f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})")
+    lines = [["box AP", "mask AP", "minutes", "runs"], [*line, str(len(runs))]]
+    return f"{layout(lines, markdown=True)}\n{measured_on(results['machine'])}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "speed": lambda: speed(full=False),
     "speed_full": lambda: speed(full=True),
@@ -206,6 +220,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "extract_hours": extract_hours,
     "export": export,
     "learning": learning,
+    "demo": demo,
 }
 
 

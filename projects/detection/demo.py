@@ -5,7 +5,8 @@ configs/toy_mask_rcnn_mvitv2.py as a subprocess, and writes pictures from the fi
 
     python -m projects.detection.demo [--output outputs/demo] [KEY=VALUE ...]   # or make demo
 
-``KEY=VALUE`` go to the trainer: ``train.max_iter=100``, ``train.device=cuda``.
+``KEY=VALUE`` go to the trainer: ``train.max_iter=100``, ``train.device=cuda``. ``--keep`` adds the
+result to those that docs/demo.md shows.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ import sys
 import time
 from pathlib import Path
 
+from mvitv2_core.checkpoint.files import whole_file
 from projects.detection import pictures, toy_coco
 from projects.detection.find_tools import find_tool
 from projects.detection.toy_env import toy_root
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = Path(__file__).with_name("configs") / "toy_mask_rcnn_mvitv2.py"
+KEPT = ROOT / "projects/benchmark/results/demo.json"
 STEP = re.compile(r"eta: (\S+)\s+iter: (\d+)\s+total_loss: (\S+)")
 AP = re.compile(r"Evaluation results for (bbox|segm)")
 TABLE = ("AP", "AP50", "AP75", *(f"AP-{name}" for name in toy_coco.CLASSES))
@@ -88,13 +91,47 @@ def table(row: dict) -> str:
     return "\n".join(lines)
 
 
+def facts() -> dict[str, str | int]:
+    """What a run is measured on."""
+    import torch
+
+    from projects.benchmark.bench import machine
+
+    options = {"device": "cpu", "dtype": "fp32", "runs": 1, "repeats": 1}
+    found = machine(argparse.Namespace(threads=torch.get_num_threads(), **options))
+    return {key: value for key, value in found.items() if key not in ("timm", "runs", "repeats")}
+
+
+def kept_runs(path: Path, on: dict[str, str | int]) -> list[dict[str, float]]:
+    """The runs that a result file holds, none where there is no file.
+
+    Raises:
+        RuntimeError: they were measured on something else than ``on``.
+    """
+    if not path.exists():
+        return []
+    results = json.loads(path.read_text())
+    if results["machine"] != on:
+        raise RuntimeError(
+            f"--keep: the runs in {path} are of {results['machine']}, this one would be of {on}: "
+            f"remove the file to begin anew"
+        )
+    return results["runs"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
     parser.add_argument("--train", type=int, default=400, help="training images (%(default)s)")
     parser.add_argument("--val", type=int, default=100, help="validation images (%(default)s)")
+    parser.add_argument("--keep", action="store_true", help="add the result to those of docs/demo")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for the trainer")
     args = parser.parse_args()
+    if args.keep:
+        if args.overrides or (args.train, args.val) != (400, 100):
+            parser.error("--keep takes the demo as it is: not with --train, --val or KEY=VALUE")
+        on = facts()
+        before = kept_runs(KEPT, on)  # refused before the minutes, not after them
 
     data, run = toy_root(), args.output / "training"
     print(f"1. Toy data in {data}", flush=True)
@@ -119,7 +156,14 @@ def main() -> None:
     pictures.draw_predictions(data, results, args.output / "predictions.png")
     pictures.draw_curve(metrics, args.output / "curve.png")
     print("3. Average precision on the validation images\n")
-    print(table([row for row in metrics if "bbox/AP" in row][-1]))
+    last = [row for row in metrics if "bbox/AP" in row][-1]
+    print(table(last))
+    if args.keep:
+        result = {"box_ap": last["bbox/AP"], "mask_ap": last["segm/AP"], "minutes": minutes}
+        with whole_file(KEPT) as part:
+            text = json.dumps({"machine": on, "runs": [*before, result]}, indent=1)
+            Path(part).write_text(f"{text}\n")
+        print(f"\nKept in {KEPT}: `make figures` shows it in docs/demo.md")
     print(f"\nPredictions beside the truth: {args.output / 'predictions.png'}")
     print(f"Loss and AP curves:           {args.output / 'curve.png'}")
     print(f"Weights:                      {run / 'model_final.pth'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 pytest.importorskip("detectron2", reason="install detectron2 to run: make setup")
 
 from PIL import Image
+
+from projects.detection import demo
 
 Run = Callable[..., str]
 SHORT = [
@@ -46,3 +49,52 @@ def test_a_trainer_that_fails_is_shown(run: Run, tmp_path: Path) -> None:
     output = run("-m", "projects.detection.demo", *SHORT, broken, status=1, **where)
     assert "demo: the trainer stopped with status 1" in output
     assert "window_size must be a multiple" in output
+
+
+@pytest.fixture
+def quick_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The demo without its training, and where it keeps its result."""
+
+    def train(command: list[str], log: Path) -> None:
+        metrics = log.parent / "training/metrics.json"
+        metrics.parent.mkdir()
+        metrics.write_text(json.dumps({"bbox/AP": 80.5, "segm/AP": 75.5}))
+
+    kept = tmp_path / "demo.json"
+    monkeypatch.setattr(demo, "KEPT", kept)
+    monkeypatch.setattr(demo, "train", train)
+    for module, name in (
+        (demo.toy_coco, "make_split"),
+        (demo.pictures, "draw_predictions"),
+        (demo.pictures, "draw_curve"),
+        (demo, "table"),
+    ):
+        monkeypatch.setattr(module, name, lambda *_, **__: None)
+    monkeypatch.setattr("sys.argv", ["demo", "--keep", "--output", str(tmp_path / "demo")])
+    return kept
+
+
+def test_keep_adds_a_run(quick_demo: Path) -> None:
+    for count in (1, 2):
+        demo.main()
+        results = json.loads(quick_demo.read_text())
+        assert len(results["runs"]) == count
+        assert {"cpu", "threads", "torch", "dtype"} <= results["machine"].keys()
+    assert results["runs"][1].keys() == {"box_ap", "mask_ap", "minutes"}
+    assert (results["runs"][1]["box_ap"], results["runs"][1]["mask_ap"]) == (80.5, 75.5)
+
+
+def test_keep_refuses_what_is_not_the_demo(
+    quick_demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another machine's runs, before anything is trained; another length or size."""
+    other = json.dumps({"machine": {"cpu": "other"}, "runs": []})
+    quick_demo.write_text(other)
+    with pytest.raises(RuntimeError, match=r"--keep: the runs in .*'cpu': 'other'"):
+        demo.main()
+    assert quick_demo.read_text() == other
+    for more in (["train.max_iter=4"], ["--val", "6"]):
+        monkeypatch.setattr("sys.argv", ["demo", "--keep", *more])
+        with pytest.raises(SystemExit):
+            demo.main()
+        assert "--keep takes the demo as it is" in capsys.readouterr().err

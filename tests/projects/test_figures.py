@@ -15,7 +15,14 @@ KEPT = "projects/benchmark/results/export_speed.json"
 RATIO = re.compile(r"\b\d+\.\d+x")
 
 
-PAGES = ["README.md", "docs/explain.md", "docs/export.md", "docs/extract.md", "docs/predict.md"]
+PAGES = [
+    "README.md",
+    "docs/demo.md",
+    "docs/explain.md",
+    "docs/export.md",
+    "docs/extract.md",
+    "docs/predict.md",
+]
 PAGES += ["docs/learning.md", "docs/speed.md", "projects/benchmark/README.md"]
 
 
@@ -71,6 +78,15 @@ def test_export_is_shown_from_what_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_
     (tmp_path / "export_speed.json").write_text(json.dumps(results))
     shown = figures.with_figures(page)
     assert "| m | .pt2 | 0.1500 | 0.1000-0.2000 | 2.00x as fast | 12.5 |" in shown.replace("  ", "")
+
+
+def test_the_demo_is_shown_from_its_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    assert figures.demo() == "Not measured yet.\n"
+    runs = [{"box_ap": ap, "mask_ap": ap - 5, "minutes": 4.0} for ap in (81.0, 80.0, 84.0)]
+    (tmp_path / "demo.json").write_text(json.dumps({"machine": {"cpu": "c"}, "runs": runs}))
+    line = "| 81.0 (80.0 to 84.0) | 76.0 (75.0 to 79.0) | 4.0 (4.0 to 4.0) | 3 |"
+    assert line in figures.demo() and "; cpu c." in figures.demo()
 
 
 def test_a_changed_figure_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
