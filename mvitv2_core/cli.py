@@ -28,9 +28,9 @@ from .checkpoint.describe import (
     read_layout,
     show_inspection,
 )
-from .checkpoint.files import check_target, write_checkpoint
 from .checkpoint.formats import DETECTOR, FORMATS, to_project
 from .checkpoint.load import weights_path
+from .checkpoint.write import check_target, write_checkpoint
 from .config import MViTConfig
 from .cost import classifier_cost, show_cost
 from .recipes import recipe_path

@@ -1,8 +1,8 @@
 """Checkpoints: read without running anything, converted, fitted, loaded and accounted for.
 
-The only place that edits state dicts. Six rooms: ``formats`` (where ecosystems keep weights and
-what they call tensors), ``files`` (reading and writing; ``_unpickle`` is what it trusts pickles
-to), ``fit`` (tensors to a model's shapes), ``hub`` (official weights), ``load`` (where they come
+The only place that edits state dicts. Seven rooms: ``formats`` (where ecosystems keep weights and
+what they call tensors), ``files`` (reading; ``_unpickle`` is what it trusts pickles to), ``write``,
+``fit`` (tensors to a model's shapes), ``hub`` (official weights), ``load`` (where they come
 together) and ``describe`` (for people). ``report`` says what became of every tensor.
 """
 

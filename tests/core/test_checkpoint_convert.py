@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mvitv2_core import MViTClassifier, MViTConfig, load_checkpoint
 from mvitv2_core.checkpoint import CheckpointError, convert_state_dict, read_checkpoint
 from mvitv2_core.checkpoint.describe import read_layout
-from mvitv2_core.checkpoint.files import write_checkpoint
 from mvitv2_core.checkpoint.formats import FORMATS, NAMES, Renamer, detect, to_project
+from mvitv2_core.checkpoint.write import write_checkpoint
 from mvitv2_core.rel_pos import resample_table
 from tests.compare import error, randomize
 from tests.structures import small

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from mvitv2_core import MViTClassifier, MViTConfig, cli
-from mvitv2_core.checkpoint import convert_state_dict, files, read_checkpoint
-from mvitv2_core.checkpoint.files import write_checkpoint
+from mvitv2_core.checkpoint import convert_state_dict, read_checkpoint
 from mvitv2_core.checkpoint.hub import OFFICIAL
+from mvitv2_core.checkpoint.write import write_checkpoint
 from tests.compare import randomize
 from tests.structures import small
 
@@ -226,7 +226,7 @@ def test_writes_whole_files_or_none(
         stream.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.torch, "save", full_disk)
+    monkeypatch.setattr(torch, "save", full_disk)
     assert run("convert", image, out, "--to", "timm", "--force") == 2
     assert f"{out}: cannot be written: No space left on device" in capsys.readouterr().err
     assert out.read_text() == "precious"

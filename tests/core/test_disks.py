@@ -12,7 +12,8 @@ import torch
 
 from mvitv2_core import cli
 from mvitv2_core.checkpoint import CheckpointError, read_checkpoint
-from mvitv2_core.checkpoint.files import whole_file, write_checkpoint
+from mvitv2_core.checkpoint.files import whole_file
+from mvitv2_core.checkpoint.write import write_checkpoint
 from mvitv2_core.path_manager import WholeWrites, check_finite
 from tests.core.write_and_kill import Files, state
 from tests.faults import fill, make_read_only, small_disk, unmount

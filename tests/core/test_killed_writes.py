@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvitv2_core.checkpoint.files import whole_file, write_checkpoint
+from mvitv2_core.checkpoint.files import whole_file
+from mvitv2_core.checkpoint.write import write_checkpoint
 from mvitv2_core.path_manager import UNFINISHED, WholeWrites
 
 pytest.importorskip("safetensors", reason="pip install safetensors to run")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mvitv2_core import MViTClassifier, cli
 from mvitv2_core.checkpoint import read_checkpoint
-from mvitv2_core.checkpoint.files import write_checkpoint
+from mvitv2_core.checkpoint.write import write_checkpoint
 from mvitv2_core.path_manager import WholeWrites
 from tests.structures import small
 
