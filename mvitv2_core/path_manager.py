@@ -13,12 +13,29 @@ from typing import Any
 from torch import nn
 
 from .checkpoint.files import not_finite, whole_file
-from .checkpoint.hub import OFFICIAL, PREFIX, local_path
+from .checkpoint.hub import OFFICIAL, PREFIX, official_path
 from .checkpoint.report import listing
 
 # One name, which the next write replaces after a kill, and which no trainer takes for a
 # checkpoint's: PySlowFast looks for "checkpoint" in names, detectron2 for ".pth" at their end.
 UNFINISHED = ".mvitv2-unfinished"
+
+
+def local_path(path: str) -> str:
+    """The file behind a path.
+
+    Args:
+        path: ``mvitv2://NAME`` with a name of the official weights (MODEL_ZOO.md), or any other
+            path, which is returned as it is.
+
+    Returns:
+        A path in torch.hub's cache. The file is downloaded on first use, by one process on a
+        file system while others wait for it.
+
+    Raises:
+        CheckpointError: unknown name, or the download failed.
+    """
+    return official_path(path.removeprefix(PREFIX)) if path.startswith(PREFIX) else path
 
 
 def register_with(manager: Any) -> None:

@@ -133,23 +133,6 @@ OFFICIAL: dict[str, Official] = dict(
 )
 
 
-def local_path(path: str) -> str:
-    """The file behind a path.
-
-    Args:
-        path: ``mvitv2://NAME`` with a name of the official weights (MODEL_ZOO.md), or any other
-            path, which is returned as it is.
-
-    Returns:
-        A path in torch.hub's cache. The file is downloaded on first use, by one process on a
-        file system while others wait for it.
-
-    Raises:
-        CheckpointError: unknown name, or the download failed.
-    """
-    return official_path(path.removeprefix(PREFIX)) if path.startswith(PREFIX) else path
-
-
 def official_path(name: str) -> str:
     """Path of an official file in torch.hub's cache, downloaded on first use.
 

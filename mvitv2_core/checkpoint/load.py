@@ -17,7 +17,7 @@ from .describe import Layout, read_layout
 from .files import plain_state, read_checkpoint
 from .fit import ABS_POS, fit_state_dict
 from .formats import FORMATS, KERNELS, Named, from_project, is_clip, to_project, uncompiled
-from .hub import OFFICIAL, local_path, official_path
+from .hub import OFFICIAL, PREFIX, official_path
 from .report import CheckpointError, Entry, LoadReport, listing
 
 OUTSIDE = ("head", "norm", "scale?_norm")  # what a backbone does without, in a model or a file
@@ -93,8 +93,10 @@ def load_checkpoint(
 def weights_path(path: str | os.PathLike[str]) -> str:
     """A file as it is; ``mvitv2://NAME``, or an official name that is no file, as the path of its
     download."""
-    name = local_path(os.fspath(path))
-    return official_path(name) if name in OFFICIAL and not os.path.exists(name) else name
+    name = os.fspath(path)
+    if name.startswith(PREFIX) or (name in OFFICIAL and not os.path.exists(name)):
+        return official_path(name.removeprefix(PREFIX))
+    return name
 
 
 def _mismatch(
