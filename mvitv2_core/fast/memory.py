@@ -27,7 +27,8 @@ class _Held:
 class TensorCache:
     """Constant tensors by key, on the device that asked, at most ``limit`` bytes in all.
 
-    Made anew at each call, an index of positions is about ten launches an axis on a GPU, in each block.
+    Made anew at each call, an index of positions is about ten launches an axis on a GPU, in each
+    block.
 
     Never part of a module's state, so that copies, pickles and moves to another device need not
     know of it. Least recently used entries go first. Safe to use from several threads and several
