@@ -16,19 +16,20 @@ from mvitv2_core import MViTClassifier, MViTConfig, create_model, load_checkpoin
 from mvitv2_core.checkpoint import CheckpointError, read_checkpoint, read_content
 from mvitv2_core.checkpoint.describe import read_layout
 from mvitv2_core.checkpoint.formats import to_project
+from mvitv2_core.checkpoint.load import weights_path
 from mvitv2_core.labels import read_labels
 from mvitv2_core.model_info import OFFICIAL, ModelInfo, clip_info, image_info
-from mvitv2_core.models import list_models
+from mvitv2_core.models import PLAIN, list_models
 from mvitv2_core.recipes import recipe_path
 from mvitv2_core.training import EMA_KEY
 
 from .actions import ActionDetector, read_boxes
 from .classify import Classifier
+from .runs import newest_runs, run_of
 
 WEIGHTS = (".pyth", ".pth", ".pt", ".bin", ".pkl", ".pickle", ".safetensors")
 CONFIGS = (".py", ".yaml", ".yml")
 LABEL_FILES = ("labels.txt", "labels.json", "classes.txt")
-DEPTH = 3  # of folders below the one named
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,9 @@ def _find(name: str, options: Options) -> tuple[Any, str]:
 
         config = Path(options.config) if options.config else find_recipe(name)
         return _detector(config, options.weights or name, options, name)
+    if name in PLAIN:
+        return _of_variant(name, options)
     if name in list_models():
-        if options.weights is None and name not in OFFICIAL:
-            close = ", ".join(list_models(f"{name}_*"))
-            raise ValueError(f"{name} has no weights of its own: give --weights, or name {close}")
         model = create_model(name, weights=options.weights or True)
         return _classifier(model, model.info, options, name)  # type: ignore[arg-type]
     if path.is_file():
@@ -106,6 +106,21 @@ def _find(name: str, options: Options) -> tuple[Any, str]:
         f"{name}: neither a file, a folder nor a name of MODEL_ZOO.md"
         + (f"; did you mean {close}?" if close else "")
     )
+
+
+def _of_variant(name: str, options: Options) -> tuple[Any, str]:
+    """A file of one's own with a plain variant's name, by what the file says of the rest."""
+    if options.weights is None:
+        close = ", ".join(list_models(f"{name}_*"))
+        raise ValueError(f"{name} has no weights of its own: give --weights, or name {close}")
+    path = Path(weights_path(options.weights))
+    predictor, what = _from_file(path, options)
+    if not isinstance(predictor, Classifier):
+        raise ValueError(f"{path}: is no {name}: it holds a detector")
+    layout = read_layout(predictor.model.state_dict())
+    if layout.variant != PLAIN[name]:
+        raise ValueError(f"{path}: is no {name}: it holds {layout}")
+    return predictor, what
 
 
 def _classifier(
@@ -282,28 +297,7 @@ def _from_folder(folder: Path, options: Options) -> tuple[Any, str]:
         )
     path = found[0]
     predictor, what = _from_file(path, options)
-    others = sorted({str(_run(other)) for other in found} - {str(_run(path))})
+    others = sorted({str(run_of(other)) for other in found} - {str(run_of(path))})
     if others:
         what += f"; the newest of several (the others: {', '.join(others)})"
     return predictor, what
-
-
-def newest_runs(folder: Path) -> list[Path]:
-    """Each run's last weights in or below a folder, the newest run first."""
-    runs: dict[Path, Path] = {}
-    patterns = ("model_final.pth", "model_[0-9]*.pth", "checkpoint_epoch_*.pyth")
-    for depth in range(DEPTH + 1):
-        for pattern in patterns:
-            for path in sorted(folder.glob("*/" * depth + pattern)):
-                run = _run(path)
-                if path.suffix == ".pth" and not (run / "config.yaml").is_file():
-                    continue
-                if path.name == "model_final.pth" or run not in runs:
-                    runs[run] = path
-                elif runs[run].name != "model_final.pth":
-                    runs[run] = max(runs[run], path, key=lambda p: p.name)
-    return sorted(runs.values(), key=lambda path: path.stat().st_mtime, reverse=True)
-
-
-def _run(path: Path) -> Path:
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent

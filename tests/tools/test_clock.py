@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from mvitv2_tools.find_model import newest_runs
+from mvitv2_tools.runs import newest_runs
 from tests.faults import scatter_times
 
 REPOSITORY = Path(__file__).parents[2]
 CLOCKS = ("time.time", "datetime", "localtime", "st_mtime", "getmtime", "st_ctime")
 # What they are for: which of several runs is shown; whether a file is the one that was planned.
-KNOWN = {"mvitv2_tools/find_model.py", "mvitv2_tools/extract/folder.py"}
+KNOWN = {"mvitv2_tools/runs.py", "mvitv2_tools/extract/folder.py"}
 
 
 def test_where_the_clock_is_read() -> None:

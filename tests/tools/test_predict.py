@@ -101,6 +101,22 @@ def test_plain_checkpoint(predict: Predict, tmp_path: Path) -> None:
     assert wrong.code == 2 and "80 labels do not fit 3 classes" in wrong.err
 
 
+@pytest.mark.parametrize("size", [(64, 64), (4, 64, 64)])
+def test_plain_name_with_a_file(size: tuple[int, ...], predict: Predict, tmp_path: Path) -> None:
+    """Classes, size and frames are the file's: the same answers as for the file alone."""
+    model = randomize(MViTClassifier(MViTConfig.variant("T", size, num_classes=3)))
+    torch.save(model.state_dict(), tmp_path / "own.pth")
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    write_video(tmp_path / "a.mp4", frame_number(30, 80, 64))
+    given = tmp_path / ("a.png" if len(size) == 2 else "a.mp4")
+    result = predict("mvitv2_tiny", given, "--weights", tmp_path / "own.pth", "--json")
+    assert result.code == 0, result.err
+    assert "3 classes" in result.err and len(result.rows[0]["labels"]) == 3
+    assert result.out == predict(tmp_path / "own.pth", given, "--json").out
+    other = predict("mvitv2_small", given, "--weights", tmp_path / "own.pth")
+    assert other.code == 2 and "own.pth: is no mvitv2_small: it holds MViTv2-T" in other.err
+
+
 def test_pyslowfast_folder_of_clips(predict: Predict, tmp_path: Path) -> None:
     """The config is the checkpoint's own, the newest run wins, the names are the data's."""
     (tmp_path / "data").mkdir()
