@@ -91,7 +91,7 @@ def _find(name: str, options: Options) -> tuple[Any, str]:
     if row is not None and row.config is None:
         from .detectron2_model import find_recipe
 
-        config = Path(options.config) if options.config else find_recipe(name)
+        config = recipe_path(options.config) if options.config else find_recipe(name)
         return _detector(config, options.weights or name, options, name)
     if name in PLAIN:
         return _of_variant(name, options)
@@ -177,9 +177,9 @@ def _from_file(path: Path, options: Options) -> tuple[Any, str]:
     cfg = _pyslowfast_cfg(path, read_content(path).get("cfg"))
     if cfg is not None:
         return _from_pyslowfast(path, cfg, options)
-    config = Path(options.config) if options.config else path.parent / "config.yaml"
     state = read_checkpoint(path, check=False).state
     if any(n.startswith(("backbone.", "roi_heads.", "proposal_generator.")) for n in state):
+        config = recipe_path(options.config) if options.config else path.parent / "config.yaml"
         if not config.is_file():
             raise ValueError(f"{path}: is a detector's: --config must name its detectron2 config")
         return _detector(config, str(path), options, str(path))

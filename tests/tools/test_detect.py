@@ -125,6 +125,20 @@ def test_yaml_folder(predict: Predict, yaml_run: Path, pictures: Path) -> None:
     assert again.out == result.out
 
 
+def test_a_config_named(predict: Predict, yaml_run: Path, pictures: Path, tmp_path: Path) -> None:
+    """A recipe is found from any folder, as it is as MODEL; one that is not there is named."""
+    weights = tmp_path / "own.pth"
+    shutil.copy(yaml_run / "model_final.pth", weights)
+    for model in (weights, "mask_rcnn_mvitv2_t_3x"):
+        result = predict(model, pictures, "--config", "none.yaml")
+        assert result.code == 2 and "none.yaml: no such file, nor a recipe" in result.err
+    recipe = "configs/COCO/toy_mask_rcnn_mvitv2.yaml"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        result = predict(weights, pictures / "0.png", "--config", recipe, "--score", 0)
+    assert result.code == 0, result.err
+
+
 def test_lazy_folder(predict: Predict, lazy_run: Path, pictures: Path, tmp_path: Path) -> None:
     """``outputs/demo`` as it is: detectron2's model, its test-time resizing, names beside it."""
     (lazy_run / "training" / "labels.txt").write_text("\n".join(NAMES))
