@@ -15,6 +15,7 @@ import torch
 from mvitv2_core import MViTClassifier, MViTConfig, create_model, load_checkpoint
 from mvitv2_core.checkpoint import CheckpointError, read_checkpoint, read_content
 from mvitv2_core.checkpoint.describe import read_layout
+from mvitv2_core.checkpoint.files import SUFFIXES
 from mvitv2_core.checkpoint.formats import to_project
 from mvitv2_core.checkpoint.load import weights_path
 from mvitv2_core.labels import read_labels
@@ -27,7 +28,6 @@ from .actions import ActionDetector, read_boxes
 from .classify import Classifier
 from .runs import newest_runs, run_of
 
-WEIGHTS = (".pyth", ".pth", ".pt", ".bin", ".pkl", ".pickle", ".safetensors")
 CONFIGS = (".py", ".yaml", ".yml")
 LABEL_FILES = ("labels.txt", "labels.json", "classes.txt")
 
@@ -85,7 +85,7 @@ def _find(name: str, options: Options) -> tuple[Any, str]:
         return _from_folder(path, options)
     if path.suffix.lower() in CONFIGS:
         return _detector(recipe_path(path), options.weights, options, name)
-    if path.suffix.lower() in WEIGHTS:
+    if path.suffix.lower() in SUFFIXES:
         return _from_file(path, options)
     row = OFFICIAL.get(name)
     if row is not None and row.config is None:
@@ -99,7 +99,7 @@ def _find(name: str, options: Options) -> tuple[Any, str]:
         model = create_model(name, weights=options.weights or True)
         return _classifier(model, model.info, options, name)  # type: ignore[arg-type]
     if path.is_file():
-        ends = ", ".join((*WEIGHTS, *CONFIGS))
+        ends = ", ".join((*SUFFIXES, *CONFIGS))
         raise ValueError(f"{name}: is no model by its name: MODEL comes first, and ends in {ends}")
     close = ", ".join(difflib.get_close_matches(name, [*OFFICIAL, *list_models()], n=3))
     raise ValueError(

@@ -45,7 +45,8 @@ class Checkpoint:
 def read_checkpoint(
     path: str | os.PathLike[str], check: bool = True, *, ema: bool = False
 ) -> Checkpoint:
-    """Read the weights of a ``.pyth``, ``.pth``, ``.pt``, ``.pkl`` or ``.safetensors`` file.
+    """Read the weights of a file that ends in one of ``SUFFIXES``: ``.pyth``, ``.pth``, ``.pt``,
+    ``.bin``, ``.ckpt``, ``.safetensors``, ``.pkl`` or ``.pickle``.
 
     Tensors of current torch files are mapped, not copied, into memory.
 

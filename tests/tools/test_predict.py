@@ -97,6 +97,9 @@ def test_plain_checkpoint(predict: Predict, tmp_path: Path) -> None:
     assert predict(*arguments[:2]).out.splitlines()[1].split("%  ")[1].startswith("class ")
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")  # beside the weights: found
     assert predict(*arguments).rows[0]["labels"][0]["label"] in "abc"
+    lightning = {f"model.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"epoch": 1, "state_dict": lightning}, tmp_path / "own.ckpt")
+    assert predict(tmp_path / "own.ckpt", *arguments[1:]).out == predict(*arguments).out
     wrong = predict(*arguments, "--labels", "coco")
     assert wrong.code == 2 and "80 labels do not fit 3 classes" in wrong.err
 
