@@ -259,8 +259,9 @@ def _of_actions(
 
     if options.boxes is None:
         raise ValueError(
-            f"{path}: says what people do whose boxes are known (AVA): --boxes must name a CSV "
-            f"file of them, with lines of video, second, x1, y1, x2, y2 (sides from 0 to 1)"
+            f"{path}: says what people do whose boxes are known (AVA): it is for `mvitv2 predict` "
+            f"alone, whose --boxes must name a CSV file of them, with lines of video, second, x1, "
+            f"y1, x2, y2 (sides from 0 to 1)"
         )
     try:
         info = read_action_info(cfg, path.name)
