@@ -17,6 +17,7 @@ from .inputs import Input
 from .windows import read_windows
 
 LONG = 60.0  # seconds from which on a video is answered window by window, unless told otherwise
+WINDOW = 10.0  # seconds of one, unless told otherwise
 
 
 class Classifier:
@@ -29,8 +30,8 @@ class Classifier:
         device: where the model runs.
         topk: labels of an answer.
         window, stride: seconds of the windows of videos; ``window`` None for windows of 10 in
-            videos longer than a minute, 0 for one answer in any case; ``stride`` None for
-            windows that follow each other.
+            videos longer than a minute and, with a ``stride``, in all, 0 for one answer in any
+            case; ``stride`` None for windows that follow each other.
         draw: keep a small picture of each part.
 
     Raises:
@@ -55,6 +56,13 @@ class Classifier:
                 f"--window must be at least the {info.seconds:.2f} s that a clip spans, got "
                 f"{window:g}"
             )
+        if stride is not None:
+            if window == 0:
+                raise ValueError(
+                    f"--stride {stride:g} is from window to window: --window must be above 0 "
+                    f"beside it, got 0"
+                )
+            window = WINDOW if window is None else window
         self.model, self.info, self.labels = model.to(device).eval(), info, labels
         self.device, self.topk, self.window, self.stride = device, topk, window, stride
         self.draw = draw
@@ -88,7 +96,7 @@ class Classifier:
         with Video(item.path, self.clip.decoded_side) as video:
             length = self.window
             if length is None:
-                length = 10.0 if (video.duration or 0) > LONG else 0.0
+                length = WINDOW if (video.duration or 0) > LONG else 0.0
             if not length:
                 yield self._part(item, self.clip.read(video), None, self.clip)
             else:

@@ -62,7 +62,7 @@ def add_arguments(command: Any) -> None:
         type=seconds,
         metavar="SECONDS",
         help="one answer for each part of a video so long; 0 for one in all (default: 10 where a "
-        "video is longer than a minute)",
+        "video is longer than a minute, or --stride is given)",
     )
     command.add_argument(
         "--stride",

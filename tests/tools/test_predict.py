@@ -141,6 +141,12 @@ def test_pyslowfast_folder_of_clips(predict: Predict, tmp_path: Path) -> None:
     # Windows of 0.8 s: two whole ones, and the rest.
     rows = predict(path, video, "--json", "--window", 0.8).rows
     assert [row["seconds"] for row in rows] == [[0, 0.8], [0.8, 1.6], [1.6, 2.0]]
+    # A stride asks for windows in a short video too, of 10 s.
+    long = write_video(tmp_path / "long.mp4", frame_number(12, 64, 48), fps=1)
+    rows = predict(path, long, "--json", "--stride", 4).rows
+    assert [row["seconds"] for row in rows] == [[0, 10], [4, 12]]
+    wrong = predict(path, video, "--window", 0, "--stride", 4)
+    assert wrong.code == 2 and "--window must be above 0 beside it, got 0" in wrong.err
     wrong = predict(path, video, "--window", 0.2)
     assert wrong.code == 2 and "--window must be at least the 0.67 s" in wrong.err
 
