@@ -15,14 +15,11 @@ from typing import Any
 import torch
 import yaml
 
-from mvitv2_core.checkpoint import CheckpointError, read_checkpoint
-from mvitv2_core.checkpoint.load import weights_path
-from mvitv2_core.checkpoint.report import listing
 from mvitv2_core.model_info import OFFICIAL
 from mvitv2_core.recipes import recipe_path
-from mvitv2_core.training import EMA_KEY
 
 from .detect import Detector
+from .detector_weights import check_weights, load_detector
 
 # What models and their test-time resizing are made of. Of torch and of this project that is modules
 # alone: beside them lie functions that import what they are told to, or read pickles.
@@ -32,8 +29,6 @@ ALLOWED = (
 )
 MODULES_ALONE = ("torch.nn.", "mvitv2_d2.")
 ALSO_ALLOWED = ("detectron2.data.detection_utils.get_fed_loss_cls_weights",)
-# Constants that the config sets and old files hold as well.
-CONSTANTS = ("pixel_mean", "pixel_std", "cell_anchors.")
 
 
 def find_recipe(name: str) -> Path:
@@ -78,9 +73,8 @@ def build_detector(
     if weights is None:
         beside = config.parent / "model_final.pth"
         weights = str(beside) if beside.is_file() else named
-    if not weights:
-        raise ValueError(f"{config}: --weights must name its weights")
-    _load(model, weights)
+    check_weights(config, weights)
+    load_detector(model, weights)
     labels = _labels(dataset, config.parent, options)
     detector = Detector(
         model,
@@ -244,34 +238,6 @@ _ConfigLoader.add_constructor(f"{_PYTHON}tuple", _tuple)
 _ConfigLoader.add_constructor(f"{_PYTHON}object/apply:functools.partial", _partial)
 _ConfigLoader.add_multi_constructor(f"{_PYTHON}name:", _name)
 _ConfigLoader.add_multi_constructor(f"{_PYTHON}object:", _object)
-
-
-def _load(model: torch.nn.Module, weights: str) -> None:
-    """Load a detector's weights, all of them, through this project's reader.
-
-    Of a training with an average of the weights it takes that, as the trainer's evaluation does.
-    """
-    path = weights_path(weights)
-    checkpoint = read_checkpoint(path, check=False)
-    if checkpoint.ema == EMA_KEY:
-        checkpoint = read_checkpoint(path, check=False, ema=True)
-    state = checkpoint.state
-    held = model.state_dict()
-    wrong = [n for n, v in state.items() if n in held and held[n].shape != v.shape]
-    missing = [name for name in held if name not in state]
-    extra = [n for n in state if n not in held and not any(c in n for c in CONSTANTS)]
-    causes = [
-        f"{text} ({len(names)}): {listing(names)}"
-        for text, names in (
-            ("of another shape", wrong),
-            ("missing in the file", missing),
-            ("without a place in the model", extra),
-        )
-        if names
-    ]
-    if causes:
-        raise CheckpointError(f"{path}: does not fit the config's detector: {'; '.join(causes)}")
-    model.load_state_dict({name: state[name] for name in held})
 
 
 def _labels(dataset: str, folder: Path, options: Any) -> list[str] | None:

@@ -3,6 +3,7 @@ more than a model."""
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from PIL import Image
 
+from mvitv2_core.model_info import OFFICIAL
 from mvitv2_d2.env import setup_environment
 from mvitv2_tools.detect import Detector
 from tests.media_files import frame_number, picture, write_video
@@ -137,6 +139,51 @@ def test_a_config_named(predict: Predict, yaml_run: Path, pictures: Path, tmp_pa
         patch.chdir(tmp_path)
         result = predict(weights, pictures / "0.png", "--config", recipe, "--score", 0)
     assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        "detectron2://ImageNetPretrained/mvitv2/MViTv2_T_in1k.pyth",
+        "https://example.org/model_final.pkl",
+        "mvitv2://mvitv2_tiny_in1k",
+        "mvitv2_tiny_in1k",
+    ],
+)
+def test_weights_that_are_no_detectors(
+    weights: str, predict: Predict, yaml_run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """What a config names for its training, before anything is downloaded."""
+    text = (yaml_run / "config.yaml").read_text()
+    assert "  WEIGHTS: ''\n" in text
+    config = tmp_path / "own.yaml"
+    config.write_text(text.replace("  WEIGHTS: ''\n", f"  WEIGHTS: {weights}\n"))
+    result = predict(config, pictures)
+    assert result.code == 2
+    assert f"{weights} is what training starts from, or a URL: give --weights FILE" in result.err
+    assert "give --weights FILE" in predict(config, pictures, "--weights", weights).err
+
+
+def test_official_weights_of_a_config(
+    predict: Predict,
+    yaml_run: Path,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """``mvitv2://NAME`` of a detector, as `mvitv2 data detection` writes it."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = OFFICIAL["mask_rcnn_mvitv2_t_3x"].cached
+    cached.parent.mkdir(parents=True)
+    content = torch.load(yaml_run / "model_final.pth")["model"]
+    with open(cached, "wb") as stream:
+        pickle.dump({"model": {k: v.numpy() for k, v in content.items()}}, stream)
+    text = (yaml_run / "config.yaml").read_text()
+    config = tmp_path / "own.yaml"
+    config.write_text(text.replace("WEIGHTS: ''", "WEIGHTS: mvitv2://mask_rcnn_mvitv2_t_3x"))
+    result = predict(config, pictures, "--json", "--score", 0)
+    assert result.code == 0, result.err
+    assert result.out == predict(yaml_run, pictures, "--json", "--score", 0).out
 
 
 def test_lazy_folder(predict: Predict, lazy_run: Path, pictures: Path, tmp_path: Path) -> None:
@@ -288,7 +335,7 @@ def test_weights_that_do_not_fit(
 
 def test_the_average_is_taken_where_a_training_kept_one(tmp_path: Path) -> None:
     """As detectron2's evaluation took it."""
-    from mvitv2_tools.detectron2_model import _load
+    from mvitv2_tools.detector_weights import load_detector
 
     model = torch.nn.Linear(2, 2)
     state = model.state_dict()
@@ -296,6 +343,6 @@ def test_the_average_is_taken_where_a_training_kept_one(tmp_path: Path) -> None:
     content = {"model": state, "model_ema": {**inside, "n_averaged": torch.tensor(3)}}
     torch.save(content, tmp_path / "model_final.pth")
     loaded = torch.nn.Linear(2, 2)
-    _load(loaded, str(tmp_path / "model_final.pth"))
+    load_detector(loaded, str(tmp_path / "model_final.pth"))
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, state[name] + 1)
