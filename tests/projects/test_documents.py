@@ -57,7 +57,16 @@ CHECK += (("--num-gpus 8", ""), ("--eval-only", ""))
 SHORT = "SOLVER.MAX_ITER 2 TEST.EVAL_PERIOD 0 OUTPUT_DIR $OUT"
 QUICK = "train.max_iter=2 train.eval_period=0 train.output_dir=$OUT"
 CHECKOUT = ("/path/to/SlowFast", "$SF")
+PREDICT = ("pip install -e '.[predict]'", "")
 PHOTO = ("photo.jpg", "docs/images/demo_predictions.png")
+OS = ("import torch\n", "import os\nimport torch\n")
+CLIP = "from tests.media_files import frame_number, write_video\n"
+CLIP += "film = write_video(os.environ['OUT'] + '/a.mp4', frame_number(30, 64, 48))\n"
+FILMED = ((OS[0], OS[1] + CLIP), ('"dance.mp4"', "film"), ("weights=True", "weights=False"))
+FINE_TUNED = """python -c 'import os, torch; from mvitv2_core import create_model
+model = create_model("mvitv2_tiny", num_classes=10)
+torch.save(model.state_dict(), os.environ["OUT"] + "/birds.pth")'
+mvitv2 predict $OUT/birds"""
 TRAINED = "needs what make demo and make demo-video leave behind"
 MADE = (("import json\n", "import json\nfrom tests.tools.exported import made\n"),)
 MADE += (('"tiny.onnx"', 'made("tiny.onnx")'), ('"tiny.pt2"', 'made("tiny.pt2")'))
@@ -85,7 +94,9 @@ BLOCKS = [
     Block("docs/images.md", 'list_models("*tiny*")'),
     Block("docs/images.md", "topk(5)", (PHOTO,), slow=True),
     Block("docs/images.md", "frames=32", (SMALL,)),
-    Block("docs/images.md", "cross_entropy"),
+    Block("docs/images.md", "dance.mp4", FILMED, slow=True),
+    Block("docs/images.md", "cross_entropy", (('"birds', 'os.environ["OUT"] + "/birds'), OS)),
+    Block("docs/images.md", "predict birds.pth", (("mvitv2 predict birds", FINE_TUNED), PHOTO)),
     Block("docs/images.md", "MViTConfig.variant"),
     Block("docs/images.md", "mvitv2 cost T", slow=True),
     Block("docs/faq.md", "image_model, clip_model"),
@@ -145,7 +156,7 @@ BLOCKS = [
     Block(
         "docs/explain.md",
         "mvitv2 explain mvitv2_tiny_in1k",
-        (PHOTO, ("--out out", "--out $OUT/out")),
+        (PREDICT, PHOTO, ("--out out", "--out $OUT/out")),
     ),
     Block("docs/explain.md", "from mvitv2_core.explain import"),
     Block(
@@ -181,7 +192,7 @@ BLOCKS = [
         "projects.learning.run",
         needs="needs half an hour: tests/projects/test_learning.py runs it small",
     ),
-    Block("docs/predict.md", "pip install '.[predict]'", (PHOTO, ("pip install '.[predict]'", ""))),
+    Block("docs/predict.md", PREDICT[0], (PREDICT, PHOTO)),
     Block("docs/predict.md", "create_transform(model.info)", (PHOTO,)),
     Block("docs/predict.md", "mvitv2 predict outputs/demo ", needs=TRAINED),
     *(Block(*row) for row in OWN_BLOCKS),
