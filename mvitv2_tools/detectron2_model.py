@@ -20,6 +20,7 @@ from mvitv2_core.recipes import recipe_path
 
 from .detect import Detector
 from .detector_weights import check_weights, load_detector
+from .runs import find_labels
 
 # What models and their test-time resizing are made of. Of torch and of this project that is modules
 # alone: beside them lie functions that import what they are told to, or read pickles.
@@ -242,8 +243,6 @@ _ConfigLoader.add_multi_constructor(f"{_PYTHON}object:", _object)
 
 def _labels(dataset: str, folder: Path, options: Any) -> list[str] | None:
     """Those asked for, those beside the config, or those that detectron2 knows of the data set."""
-    from .find_model import find_labels
-
     found = find_labels(options.labels, [folder])
     if found is not None or not dataset:
         return found

@@ -26,10 +26,9 @@ from mvitv2_core.training import EMA_KEY
 
 from .actions import ActionDetector, read_boxes
 from .classify import Classifier
-from .runs import newest_runs, run_of
+from .runs import find_labels, newest_runs, run_of
 
 CONFIGS = (".py", ".yaml", ".yml")
-LABEL_FILES = ("labels.txt", "labels.json", "classes.txt")
 
 
 @dataclass(frozen=True)
@@ -152,17 +151,6 @@ def _detector(config: Path, weights: str | None, options: Options, what: str) ->
     from .detectron2_model import build_detector
 
     return build_detector(config, weights, options, what)
-
-
-def find_labels(source: str | None, beside: Sequence[Path]) -> list[str] | None:
-    """The labels named, else those of ``labels.txt``, ``labels.json`` or ``classes.txt`` beside."""
-    if source is not None:
-        return read_labels(source)
-    for folder in beside:
-        for name in LABEL_FILES:
-            if (folder / name).is_file():
-                return read_labels(folder / name)
-    return None
 
 
 def _from_file(path: Path, options: Options) -> tuple[Any, str]:

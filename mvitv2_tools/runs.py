@@ -1,9 +1,13 @@
-"""The newest weights in or below a folder, as trainers leave them."""
+"""What lies in a trainer's folder: the newest weights, and names of classes beside them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from mvitv2_core.labels import read_labels
+
+LABEL_FILES = ("labels.txt", "labels.json", "classes.txt")
 DEPTH = 3  # of folders below the one named
 
 
@@ -27,3 +31,14 @@ def newest_runs(folder: Path) -> list[Path]:
 def run_of(path: Path) -> Path:
     """The folder of the run that weights belong to."""
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
+def find_labels(source: str | None, beside: Sequence[Path]) -> list[str] | None:
+    """The labels named, else those of ``labels.txt``, ``labels.json`` or ``classes.txt`` beside."""
+    if source is not None:
+        return read_labels(source)
+    for folder in beside:
+        for name in LABEL_FILES:
+            if (folder / name).is_file():
+                return read_labels(folder / name)
+    return None

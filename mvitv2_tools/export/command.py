@@ -129,7 +129,7 @@ def find(options: Any) -> tuple[Any, str]:
         return find_model(options.model, chosen)
     from mvitv2_core import create_model
     from mvitv2_tools.classify import Classifier
-    from mvitv2_tools.find_model import find_labels
+    from mvitv2_tools.runs import find_labels
 
     model = create_model(options.model, frames=options.frames)
     info: Any = model.info
