@@ -42,9 +42,10 @@ def load_checkpoint(
 
     Args:
         model: this project's trunk, classifier, detectron2 backbone or PySlowFast model.
-        path_or_state: a ``.pyth``, ``.pth``, ``.pt``, ``.pkl`` or ``.safetensors`` file, one of
-            the official weights by name (MODEL_ZOO.md; ``mvitv2://NAME`` as trainers have it, too),
-            which is downloaded on first use, or tensors by name.
+        path_or_state: a file (``.pyth``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``, ``.safetensors``,
+            ``.pkl`` or ``.pickle``), one of the official weights by name (MODEL_ZOO.md;
+            ``mvitv2://NAME`` as trainers have it, too), which is downloaded on first use, or
+            tensors by name.
         allow_new: names of the model's tensors, or of modules that hold them, that may keep their
             present values where the file has nothing that fits: ``("head",)`` for a new number of
             classes, which also drops the file's head. ``*`` stands for any text.
