@@ -22,8 +22,8 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 LONG_ROUND = 10.0
 # Operators by kind of work, first match wins.
 KINDS = {
-    "attention": r"scaled_dot_product|softmax|bmm|einsum|_Chunked",
-    "convolutions": r"conv|_ByFrames",
+    "attention": r"scaled_dot_product|softmax|bmm|einsum|_Chunked|_Twice",
+    "convolutions": r"conv|_Frames",
     "linears": r"addmm|::mm|[Ll]inear|matmul",
     "norms": r"norm",
     "GELU": r"gelu",

@@ -97,10 +97,6 @@ def subsets(rank: int, ranks: int, folder: Path) -> int:
     return every_subset(rank, ranks, [(a, s) for a in (False, True) for s in (False, True)])
 
 
-def subsets_checkpointed(rank: int, ranks: int, folder: Path) -> int:
-    return every_subset(rank, ranks, [(True, False)])
-
-
 def accumulation(rank: int, ranks: int, folder: Path) -> int:
     """Three parts of a batch, only the last of which is synchronised; two rounds.
 
