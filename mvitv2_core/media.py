@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .resize import covering
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -94,21 +96,21 @@ class Video:
 
     Args:
         path: the file.
-        short_side: length that the shorter side of frames is scaled to while decoding, with
-            swscale's area filter as torchvision's reader does; 0 for the file's size.
+        cover: (H, W) that frames are scaled to cover while decoding, with swscale's area filter as
+            torchvision's reader does; None for the file's size.
 
     Raises:
         MediaError: no video in it, or not readable.
         ImportError: PyAV is missing.
     """
 
-    def __init__(self, path: str | os.PathLike[str], short_side: int = 0) -> None:
+    def __init__(self, path: str | os.PathLike[str], cover: tuple[int, int] | None = None) -> None:
         try:
             import av
             from av.video.reformatter import VideoReformatter
         except ImportError as error:
             raise ImportError(f"reading videos needs PyAV: {INSTALL}") from error
-        self.file, self.short_side, self.broken = os.fspath(path), short_side, ""
+        self.file, self.cover, self.broken = os.fspath(path), cover, ""
         self._begun = False
         self._size: tuple[int, int] | None = None
         self._errors = (av.error.FFmpegError, UnicodeDecodeError)
@@ -175,8 +177,10 @@ class Video:
 
     def to_tensor(self, picture: Any) -> Tensor:
         """A decoded frame as (H, W, 3) uint8 RGB, scaled, and turned as its rotation flag says."""
+        turns = round(picture.rotation / 90) % 4  # anticlockwise
         if self._size is None:  # a stream may change its size; what comes out does not
-            self._size = scaled_size(picture.width, picture.height, self.short_side)
+            cover = self.cover[::-1] if self.cover and turns % 2 else self.cover
+            self._size = scaled_size(picture.width, picture.height, cover)
         width, height = self._size
         try:
             rgb = self._reformatter.reformat(
@@ -185,7 +189,6 @@ class Video:
         except (*self._errors, ValueError) as error:
             raise MediaError(f"{self.file}: its pixels cannot be read: {_cause(error)}") from error
         pixels = torch.from_numpy(rgb.to_ndarray())
-        turns = round(picture.rotation / 90) % 4  # anticlockwise
         return torch.rot90(pixels, turns).contiguous() if turns else pixels
 
     def _open(self) -> None:
@@ -240,17 +243,18 @@ class Video:
         return None
 
 
-def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height with the shorter side scaled to ``short_side``; 0 changes nothing.
+def scaled_size(width: int, height: int, cover: tuple[int, int] | None) -> tuple[int, int]:
+    """Width and height scaled until they just cover (H, W); None changes nothing.
 
     The longer side is rounded to the nearest, half away from zero (torchvision's
-    ``decoder/util.cpp``).
+    ``decoder/util.cpp``, for a square).
     """
-    if not short_side:
+    if cover is None:
         return width, height
-    if width > height:
-        return int(width * short_side / height + 0.5), short_side
-    return short_side, int(height * short_side / width + 0.5)
+    height, width = covering(
+        height, width, cover, lambda length, other, side: int(length * side / other + 0.5)
+    )
+    return width, height
 
 
 def _cause(error: Exception, file: str = "") -> str:

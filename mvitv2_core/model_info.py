@@ -35,7 +35,8 @@ class ModelInfo:
             names of the classes are not known here.
         input_size: (H, W), or (T, H, W) for clips, in pixels and frames.
         mean, std: of pixel values in 0 to 1, for channels in ``channel_order``.
-        resize: length in pixels that the shorter side is resized to before the crop.
+        resize: length in pixels of the shorter side before the crop; of a crop that is not square,
+            see ``cover``. At least the crop's shorter side.
         interpolation: "bicubic" is Pillow's, antialiased, on 8-bit pixels. "area" is swscale's,
             at decoding. "bilinear" is PyTorch's, without antialiasing, on floating point.
         views: clips in time, and crops of each: one central, or three along the longer side.
@@ -51,6 +52,9 @@ class ModelInfo:
         licence: of the weights.
         published: the authors' figure, not measured by this project; "" where there is none.
         recipe: the official config that it was tested with; "" without.
+
+    Raises:
+        ValueError: ``resize`` leaves less than the crop.
     """
 
     name: str
@@ -73,10 +77,24 @@ class ModelInfo:
     published: str = ""
     recipe: str = ""
 
+    def __post_init__(self) -> None:
+        if self.resize < min(self.crop):
+            raise ValueError(
+                f"resize must be at least the shorter side of the crop {self.crop}, got "
+                f"{self.resize}"
+            )
+
     @property
     def crop(self) -> tuple[int, int]:
         """(H, W) that is cut out after resizing."""
         return self.input_size[-2], self.input_size[-1]
+
+    @property
+    def cover(self) -> tuple[int, int]:
+        """(H, W) that a picture is resized to just cover before the crop: the crop in proportion,
+        its shorter side ``resize`` long."""
+        height, width = (n * self.resize // min(self.crop) for n in self.crop)
+        return height, width
 
     @property
     def frames(self) -> int:
@@ -90,7 +108,7 @@ class ModelInfo:
         return self.frames * self.sampling_rate / self.target_fps if spans else 0.0
 
     def sized(self, input_size: tuple[int, ...]) -> ModelInfo:
-        """The same for another input size, the shorter side resized in proportion."""
+        """The same for another input size, ``resize`` in proportion to the crop's shorter side."""
         ratio = self.resize / min(self.crop)
         return replace(self, input_size=input_size, resize=int(ratio * min(input_size[-2:])))
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .media import MediaError, Video, open_image, to_rgb
 from .model_info import ModelInfo
-from .resize import crop, pillow_bicubic, scale_short_side
+from .resize import centre_crop, covering, crop, pillow_bicubic, scale_to_cover
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,26 +75,25 @@ class ImageTransform:
                 f"{tuple(pixels.shape)} of {pixels.dtype}"
             )
         if self.info.interpolation == "bicubic":
-            height, width = _resized(pixels.shape[1], pixels.shape[2], self.info.resize)
-            pixels = pillow_bicubic(pixels, height, width)
-            return self._normalise(self._centre(pixels).float() / 255)
-        scaled = scale_short_side(pixels.float()[None] / 255, self.info.resize)
+            height, width = self._resized(pixels.shape[1], pixels.shape[2])
+            pixels = centre_crop(pillow_bicubic(pixels, height, width), self.info.crop)
+            return self._normalise(pixels.float() / 255)
+        scaled = scale_to_cover(pixels.float()[None] / 255, self.info.cover)
         return self._normalise(crop(scaled, self.info.crop, 1)[0])
 
     def _pillow(self, image: Image) -> Tensor:
         from PIL.Image import Resampling
 
-        height, width = _resized(image.height, image.width, self.info.resize)
+        height, width = self._resized(image.height, image.width)
         if (width, height) != image.size:
             image = image.resize((width, height), Resampling.BICUBIC)
-        return self._centre(_from_pillow(image))
+        return centre_crop(_from_pillow(image), self.info.crop)
 
-    def _centre(self, pixels: Tensor) -> Tensor:
-        """(3, h, w) -> (3, H, W), with torchvision's ``CenterCrop``'s rounding."""
-        height, width = self.info.crop
-        top = round((pixels.shape[1] - height) / 2)
-        left = round((pixels.shape[2] - width) / 2)
-        return pixels[:, top : top + height, left : left + width]
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """With torchvision's ``Resize``'s rounding."""
+        return covering(
+            height, width, self.info.cover, lambda length, other, side: int(side * length / other)
+        )
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         mean, std = (pixels.new_tensor(v)[:, None, None] for v in (self.info.mean, self.info.std))
@@ -117,7 +116,7 @@ class ClipTransform:
             raise ValueError(f"info must be of a clip model, {info.name} takes pictures")
         self.info = info
         # PySlowFast's Kinetics loader scales while decoding, its SSv2 loader does not.
-        self.decoded_side = info.resize if info.interpolation == "area" else 0
+        self.decoded_cover = info.cover if info.interpolation == "area" else None
 
     def __call__(self, video: str | os.PathLike[str] | Any, fps: float = 30.0) -> Tensor:
         """Prepare one video.
@@ -131,7 +130,7 @@ class ClipTransform:
             ValueError: frames of another shape or type.
         """
         if isinstance(video, (str, os.PathLike)):
-            with Video(video, self.decoded_side) as opened:
+            with Video(video, self.decoded_cover) as opened:
                 clips = self.read(opened)
         else:
             frames = torch.as_tensor(video)
@@ -205,7 +204,7 @@ class ClipTransform:
         mean, std = torch.tensor(self.info.mean), torch.tensor(self.info.std)
         frames = frames.flip(-1) if self.info.channel_order == "BGR" else frames
         clip = (frames.float() / 255 - mean.to(frames.device)) / std.to(frames.device)
-        clip = scale_short_side(clip.permute(3, 0, 1, 2), self.info.resize)
+        clip = scale_to_cover(clip.permute(3, 0, 1, 2), self.info.cover)
         places = (0, 1, 2) if self.info.views[1] == 3 else (1,)
         return torch.stack([crop(clip, self.info.crop, place) for place in places])
 
@@ -237,13 +236,6 @@ def segments(frames: int, count: int) -> Tensor:
     size = (frames - 1) / count
     bounds = [round(size * part) for part in range(count + 1)]
     return torch.tensor([(a + b) // 2 for a, b in pairwise(bounds)])
-
-
-def _resized(height: int, width: int, side: int) -> tuple[int, int]:
-    """Height and width with the shorter side at ``side`` (torchvision's ``Resize``)."""
-    if width <= height:
-        return int(side * height / width), side
-    return side, int(side * width / height)
 
 
 def _from_pillow(image: Image) -> Tensor:

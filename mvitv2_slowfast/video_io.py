@@ -141,4 +141,5 @@ def _size(frame: Any, width: int, height: int, min_dimension: int) -> tuple[int,
     """Width and height to decode to."""
     if width:
         return width, height
-    return scaled_size(frame.width, frame.height, min_dimension)
+    cover = (min_dimension, min_dimension) if min_dimension else None
+    return scaled_size(frame.width, frame.height, cover)

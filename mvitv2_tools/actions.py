@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mvitv2_core.media import MediaError, Video
 from mvitv2_core.model_info import ModelInfo
-from mvitv2_core.resize import scale_short_side
+from mvitv2_core.resize import scale_to_cover
 from mvitv2_core.transforms import pick
 
 from .answers import Answer, Thing
@@ -150,7 +150,7 @@ class ActionDetector:
             (1, 3, T, H, W) float32, and (R, 5) rows of 0 and a box in pixels of these.
         """
         height, width = frames.shape[1:3]
-        clip = scale_short_side(frames.permute(3, 0, 1, 2).float(), self.info.resize)
+        clip = scale_to_cover(frames.permute(3, 0, 1, 2).float(), self.info.cover)
         clip = clip.round() / 255  # OpenCV scales whole numbers
         clip = clip.flip(0) if self.info.channel_order == "BGR" else clip
         mean, std = (torch.tensor(v)[:, None, None, None] for v in (self.info.mean, self.info.std))

@@ -93,7 +93,7 @@ class Classifier:
         """
         if self.clip is None:
             raise MediaError(f"{item.path}: is a video, and {self.info.name} takes pictures")
-        with Video(item.path, self.clip.decoded_side) as video:
+        with Video(item.path, self.clip.decoded_cover) as video:
             length = self.window
             if length is None:
                 length = WINDOW if (video.duration or 0) > LONG else 0.0

@@ -71,7 +71,7 @@ def look(path: str) -> Look:
     try:
         if not Path(path).stat().st_size:
             return Look("the file is empty")
-        with Video(path, short_side=32) as video:
+        with Video(path, cover=(32, 32)) as video:
             return _decode(video, _digest(path))
     except MediaError as error:
         return Look(str(error).removeprefix(f"{path}: "))

@@ -88,7 +88,7 @@ class Extractor:
         window, stride = self.settings.window, self.settings.stride
         assert window is not None and stride is not None
         first = held.get(item.path, 0)
-        with Video(item.path, self.clip.decoded_side) as video:
+        with Video(item.path, self.clip.decoded_cover) as video:
             for part, clips in read_windows(video, self.clip, window, stride, first):
                 data = self.clip.prepare(clips[0])
                 yield Part(item, data, (part.start, part.end), last=False)

@@ -85,7 +85,7 @@ def components(vectors: np.ndarray) -> np.ndarray:
 def thumbnails(path: str, start: float, end: float) -> np.ndarray:
     """(HEIGHT, width, 3) uint8: frames of a video side by side; grey where it is gone."""
     try:
-        video = Video(path, HEIGHT)
+        video = Video(path, (HEIGHT, HEIGHT))
     except MediaError:
         return np.full((HEIGHT, HEIGHT * THUMBNAILS, 3), 200, np.uint8)
     times = start + (end - start) * (np.arange(THUMBNAILS) + 0.5) / THUMBNAILS

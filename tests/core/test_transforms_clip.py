@@ -21,16 +21,15 @@ pytest.importorskip("av", reason="videos need PyAV: pip install av")
 
 
 # 4 frames, every 5th: spans 20 frames at 30 a second.
-def read(path: Path, info=INFO, decoded_side: int | None = None) -> list[torch.Tensor]:
+def read(path: Path, info=INFO, scaled: bool = True) -> list[torch.Tensor]:
     transform = ClipTransform(info)
-    side = transform.decoded_side if decoded_side is None else decoded_side
-    with Video(path, side) as video:
+    with Video(path, transform.decoded_cover if scaled else None) as video:
         return transform.read(video)
 
 
 def test_views_in_time(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", frame_number(60, 120, 80))
-    clips = read(path, decoded_side=0)
+    clips = read(path, scaled=False)
     assert [lit(clip, 60) for clip in clips] == [
         [0, 6, 12, 19],
         [20, 26, 32, 39],
@@ -49,7 +48,7 @@ def test_views_in_time(tmp_path: Path) -> None:
 def test_frame_rates(fps: Fraction | int, step: float, tmp_path: Path) -> None:
     """A clip spans the same time whatever the rate."""
     path = write_video(tmp_path / "a.mp4", frame_number(90, 184, 40), fps=fps)
-    clip = read(path, replace(INFO, views=(1, 1)), decoded_side=0)[0]
+    clip = read(path, replace(INFO, views=(1, 1)), scaled=False)[0]
     numbers = lit(clip, 90)
     length = 4 * step
     start = int((90 - length) / 2)
@@ -59,7 +58,7 @@ def test_frame_rates(fps: Fraction | int, step: float, tmp_path: Path) -> None:
 
 def test_short_and_single(tmp_path: Path) -> None:
     """Shorter than a clip: the last frame is repeated, as PySlowFast does."""
-    clips = read(write_video(tmp_path / "a.mp4", frame_number(10, 100, 40)), decoded_side=0)
+    clips = read(write_video(tmp_path / "a.mp4", frame_number(10, 100, 40)), scaled=False)
     assert [lit(clip, 10) for clip in clips] == [[0, 6, 9, 9]] * 3
     single = read(write_video(tmp_path / "b.mp4", frame_number(1, 100, 40)))
     assert all(clip.shape == (4, 40, 100, 3) for clip in single)
@@ -70,12 +69,12 @@ def test_short_and_single(tmp_path: Path) -> None:
 def test_rotation_flag(degrees: int, tmp_path: Path) -> None:
     """The stored frames are turned so that the picture is the upright one."""
     frames = frame_number(30, 64, 48)
-    upright = read(write_video(tmp_path / "upright.mp4", frames, bf="0"), decoded_side=0)
+    upright = read(write_video(tmp_path / "upright.mp4", frames, bf="0"), scaled=False)
     stored = np.ascontiguousarray(np.rot90(frames, degrees // 90, axes=(1, 2)))
     path = write_video(tmp_path / "turned.mp4", stored, bf="0")
-    wrong = read(path, decoded_side=0)
+    wrong = read(path, scaled=False)
     set_rotation(path, degrees)
-    turned = read(path, decoded_side=0)
+    turned = read(path, scaled=False)
     assert turned[0].shape == upright[0].shape
     close = [(a.float() - b.float()).abs().mean() for a, b in zip(turned, upright, strict=True)]
     assert max(close) < 6  # the codec's own loss, other blocks
@@ -84,11 +83,25 @@ def test_rotation_flag(degrees: int, tmp_path: Path) -> None:
     assert ClipTransform(INFO)(path).shape == (3, 3, 4, 32, 32)
 
 
+@pytest.mark.parametrize("degrees", [0, 90])
+def test_crops_that_are_not_square(degrees: int, tmp_path: Path) -> None:
+    """Scaled while decoding, before the file's flag turns it."""
+    path = write_video(tmp_path / "a.mp4", frame_number(40, 160, 120), bf="0")
+    if degrees:
+        set_rotation(path, degrees)
+    info = replace(INFO.sized((4, 64, 32)), views=(3, 3))
+    width, height = (120, 160) if degrees else (160, 120)
+    scale = max(info.cover[0] / height, info.cover[1] / width)
+    for clip in read(path, info):
+        assert clip.shape == (4, round(height * scale), round(width * scale), 3)
+    assert ClipTransform(info)(path).shape == (9, 3, 4, 64, 32)
+
+
 def test_containers_without_a_length(tmp_path: Path) -> None:
     frames = frame_number(60, 120, 80)
-    whole = read(write_video(tmp_path / "a.mp4", frames, bf="0"), decoded_side=0)
+    whole = read(write_video(tmp_path / "a.mp4", frames, bf="0"), scaled=False)
     for name in ("a.mkv", "a.ts", "a.h264", "a.avi"):
-        clips = read(write_video(tmp_path / name, frames, bf="0"), decoded_side=0)
+        clips = read(write_video(tmp_path / name, frames, bf="0"), scaled=False)
         numbers = [lit(clip, 60) for clip in clips]
         expected = [lit(clip, 60) for clip in whole]
         assert np.abs(np.array(numbers) - np.array(expected)).max() <= 1, name
@@ -131,7 +144,7 @@ def test_broken_tail(tmp_path: Path) -> None:
     data = path.read_bytes()
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(data[: int(len(data) * 0.6)])
-    numbers = [lit(clip, 90) for clip in read(cut, decoded_side=0)]
+    numbers = [lit(clip, 90) for clip in read(cut, scaled=False)]
     assert numbers[0][0] == 0 and max(map(max, numbers)) < 70
     assert all(a <= b for clip in numbers for a, b in pairwise(clip))
     with Video(cut) as video:
@@ -183,7 +196,7 @@ def test_ten_bits_and_sound(tmp_path: Path) -> None:
         samples = av.AudioFrame.from_ndarray(silence, format="flt", layout="mono")
         samples.sample_rate = 44100
         container.mux([*sound.encode(samples), *sound.encode()])
-    numbers = [lit(clip, 60) for clip in read(tmp_path / "a.mp4", decoded_side=0)]
+    numbers = [lit(clip, 60) for clip in read(tmp_path / "a.mp4", scaled=False)]
     expected = [[0, 6, 12, 19], [20, 26, 32, 39], [40, 46, 52, 59]]
     assert np.abs(np.array(numbers) - expected).max() <= 1
     with av.open(str(tmp_path / "sound.m4a"), "w") as container:
@@ -202,10 +215,11 @@ def test_files_that_are_no_videos(tmp_path: Path) -> None:
 
 
 def test_sizes() -> None:
-    assert scaled_size(640, 480, 256) == (341, 256)
-    assert scaled_size(480, 640, 256) == (256, 341)
-    assert scaled_size(320, 240, 0) == (320, 240)
-    assert scaled_size(340, 256, 256) == (340, 256)
+    assert scaled_size(640, 480, (256, 256)) == (341, 256)
+    assert scaled_size(480, 640, (256, 256)) == (256, 341)
+    assert scaled_size(320, 240, None) == (320, 240)
+    assert scaled_size(340, 256, (256, 256)) == (340, 256)
+    assert scaled_size(640, 480, (100, 300)) == (300, 225)
 
 
 def test_arrays() -> None:

@@ -46,7 +46,7 @@ def format(request: pytest.FixtureRequest) -> str:
 def windows(path: Path, least: float = SPAN / 2) -> list[torch.Tensor]:
     """Each window's (1, 3, T, H, W), by the transform alone, from all frames of a video."""
     transform = ClipTransform(replace(read_info(loading_cfg(TINY_CLIP), "any"), views=(1, 1)))
-    with Video(path, transform.decoded_side) as video:
+    with Video(path, transform.decoded_cover) as video:
         frames = torch.stack([video.to_tensor(frame.picture) for frame in video.frames()])
     clips, number = [], 0
     while (first := round(number * STRIDE * 30)) <= len(frames) - least:
