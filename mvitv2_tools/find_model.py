@@ -199,12 +199,17 @@ def _from_file(path: Path, options: Options) -> tuple[Any, str]:
 
 def _pyslowfast_cfg(path: Path, text: object) -> Any:
     """The config that PySlowFast stored in a checkpoint; None where there is none of its own."""
-    import yaml
+    if not isinstance(text, str):
+        return None
+    try:
+        import yaml
+    except ImportError as error:
+        raise ValueError(f"{path}: the config in it needs PyYAML: pip install PyYAML") from error
 
     from mvitv2_slowfast.config_file import Node, to_node
 
     try:
-        cfg = to_node(yaml.safe_load(text)) if isinstance(text, str) else None
+        cfg = to_node(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise CheckpointError(f"{path}: the config in it is no YAML: {error}") from error
     if not isinstance(cfg, Node) or not {"MVIT", "DATA", "TEST", "DETECTION"} <= set(cfg):

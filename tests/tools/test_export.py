@@ -148,6 +148,16 @@ def test_packages_that_are_missing(
     assert "needs a C++ compiler" in capsys.readouterr().err
 
 
+def test_pyyaml_is_missing(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PySlowFast's files hold a config, and no extra of this command brings what reads it."""
+    still_run(tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert run(tmp_path / "run", tmp_path / "a.pt2") == 2
+    assert "the config in it needs PyYAML: pip install PyYAML" in capsys.readouterr().err
+
+
 def of_file(file: Path, inputs: list[Tensor], compiled: bool = False) -> list[Tensor]:
     """Logits that a file gives: by onnxruntime, or in a process that has torch alone."""
     if file.suffix == ".onnx":
