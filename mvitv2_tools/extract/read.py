@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from .folder import PLAN, SETTINGS, Folder, Task
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def read_features(folder: str | os.PathLike[str]) -> Iterator[Extracted]:
 
 
 def _read(folder: Folder, task: Task, known: dict[str, Any], format: str) -> Extracted:
+    import numpy as np  # not above: every `mvitv2` command imports this package, and torch has none
+
     times, cells = (np.array(known[key]) if key in known else None for key in ("times", "cells"))
     paths = known.get("paths") or [task.sources[0].path] * known["rows"]
     file = folder.data(task)

@@ -321,3 +321,40 @@ def test_a_reader_whose_packages_are_missing(
     said = capsys.readouterr().err
     assert "its reader cannot be loaded: No module named 'a_package_that_is_not_there'" in said
     assert "pip install 'mvitv2[slowfast]'" in said
+
+
+# Every command of pyproject.toml is there, and of the packages that torch does without none is.
+TORCH_ALONE = """
+import sys
+for name in ("numpy", "PIL", "av", "yaml", "tqdm", "matplotlib", "safetensors", "torchvision"):
+    sys.modules[name] = None
+from importlib.metadata import EntryPoint
+from mvitv2_core import cli
+from mvitv2_tools.find_model import Options, find_model
+entries = [EntryPoint("", value, cli.COMMANDS) for value in sys.argv[2:]]
+cli.entry_points = lambda group: entries * (group == cli.COMMANDS)
+file = sys.argv[1]
+for command in (
+    ["cost", "T"],
+    ["inspect", file],
+    ["convert", file, file + ".pth", "--to", "detectron2"],
+    ["inflate", file, file + ".pyth"],
+    ["diff", file, file],
+):
+    assert cli.main(command) == 0
+assert cli.main(["predict", file, "a.jpg"]) == 2
+find_model(file, Options(device="cpu"))  # for `mvitv2 export`
+cli.main(["--version"])
+"""
+
+
+def test_torch_alone(image: Path) -> None:
+    """No command needs for its being there what another one needs for its work."""
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    values = re.findall(r'^\w+ = "(mvitv2_tools[.\w]+:\w+)"', text, re.M)
+    assert len(values) == 5
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", TORCH_ALONE, str(image), *values]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1].startswith("mvitv2 ")

@@ -114,7 +114,8 @@ def install(wheel: Path, extras: list[str], also: list[str], folder: Path) -> In
     metadata = Distribution.at(unpack_metadata(wheel, folder))
     for found in (*closure(metadata.requires or [], extras), *map(distribution, also)):
         link(found, site)
-    pip("--python", python, "install", "--no-index", f"{wheel}[{','.join(extras)}]")
+    chosen = f"[{','.join(extras)}]" if extras else ""
+    pip("--python", python, "install", "--no-index", f"{wheel}{chosen}")
     (folder / "work").mkdir()
     return Installed(python, folder / "work", folder / "home")
 
@@ -165,6 +166,20 @@ def test_nothing_of_the_repository_is_seen(installed: Installed) -> None:
 
 def test_version(installed: Installed, wheel: Path) -> None:
     assert installed("mvitv2", "--version").split() == ["mvitv2", wheel.name.split("-")[1]]
+
+
+def test_torch_alone(wheel: Path, tmp_path: Path) -> None:
+    """Without any extra: what the other commands need is not needed for these."""
+    alone = install(wheel, [], [], tmp_path)
+    code = (
+        "from importlib.util import find_spec\n"
+        "print(json.dumps([name for name in sys.argv[1:] if find_spec(name)]))"
+    )
+    assert alone.evaluate(code, "numpy", "PIL", "av", "yaml", "tqdm") == []
+    assert alone("mvitv2", "--version").startswith("mvitv2 ")
+    assert "24.173" in alone("mvitv2", "cost", "T")
+    out = alone("mvitv2", "export", "mvitv2_tiny", "tiny.pt2", "--random", "--size", 64)
+    assert "of the largest output" in out
 
 
 def test_data_files(installed: Installed) -> None:
