@@ -23,7 +23,7 @@ def open_model(file, compiled):
         return torch._inductor.aoti_load_package(file)
     return torch.export.load(file).module()
 """
-# Importing anything of this project is an error there.
+# Importing anything of this project is an error there, wherever modules come from.
 ALONE = """
 import sys
 for name in ("mvitv2_core", "mvitv2_d2", "mvitv2_slowfast", "mvitv2_tools", "detectron2"):
@@ -73,7 +73,9 @@ def run(
         torch.save(list(inputs), given)
         code = ALONE.format(open=OPEN)
         kind = "compiled" if compiled else "program"
-        command = [sys.executable, "-I", "-c", code, str(file), given, found, kind, str(threads)]
+        # Not "-I": torch may come from PYTHONPATH or the user's own packages. The folder that it
+        # starts in, which comes first among the places of modules, holds none.
+        command = [sys.executable, "-c", code, str(file), given, found, kind, str(threads)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
         if done.returncode:
             cause = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

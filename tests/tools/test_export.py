@@ -179,6 +179,18 @@ def test_a_file_that_differs_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_torch_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is run by a Python that has PYTHONPATH, and no use for this project in it."""
+    code = f"open({str(tmp_path / 'seen')!r}, 'w')"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    export(small_subject(), tmp_path / "a.pt2")
+    assert (tmp_path / "seen").exists()
+    monkeypatch.setattr(to_package, "OPEN", "import mvitv2_core")
+    with pytest.raises(ValueError, match=r"does not run .* import of mvitv2_core halted"):
+        to_package.run(tmp_path / "a.pt2", [], compiled=False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 @pytest.mark.parametrize("route", [".onnx", ".pt2", ".pt2 --compile"])
