@@ -40,7 +40,13 @@ torch.save(found, outputs)
 
 
 def check_compiler() -> None:
-    """Raise ValueError where there is no C++ compiler."""
+    """Raise ValueError where there is no C++ compiler, or a PyTorch without AOTInductor."""
+    for name in ("aoti_compile_and_package", "aoti_load_package"):
+        if not hasattr(torch._inductor, name):
+            raise ValueError(
+                f"--compile needs torch._inductor.{name}, which PyTorch 2.6 to 2.14 have and "
+                f"{torch.__version__} lacks: without --compile a .pt2 needs no such name"
+            )
     wanted = os.environ.get("CXX")
     names = [wanted] if wanted else ["g++", "clang++"]
     if not any(shutil.which(name) for name in names):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mvitv2_core import cli, create_model
 from mvitv2_tools.classify import Classifier
-from mvitv2_tools.export import to_onnx, to_package
+from mvitv2_tools.export import command, to_onnx, to_package
 from mvitv2_tools.export.command import export
 from mvitv2_tools.export.subject import classifier_subject
 from tests.compare import error, randomize
@@ -146,6 +146,27 @@ def test_packages_that_are_missing(
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert run("mvitv2_tiny", tmp_path / "a.pt2", "--random", "--compile") == 2
     assert "needs a C++ compiler" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["aoti_compile_and_package", "aoti_load_package"])
+def test_private_names_of_pytorch_may_go(
+    name: str,
+    run: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tally: Any,
+) -> None:
+    """Refused before anything is done, with what a release is to have."""
+    monkeypatch.delattr(torch._inductor, name)
+    assert run("mvitv2_tiny", tmp_path / "a.pt2", "--random", "--compile") == 2
+    assert f"needs torch._inductor.{name}, which PyTorch 2.6" in capsys.readouterr().err
+    with monkeypatch.context() as patch:  # of what windows are exported with
+        patch.delattr(torch.fx.experimental, "_config")
+        patch.setattr(command, "has_windows", lambda subject: True)
+        with command.any_windows(small_subject("size")):
+            pass
+    tally("private names of PyTorch that may go", 2)
 
 
 def test_pyyaml_is_missing(
