@@ -15,7 +15,7 @@ examples:
   mvitv2 extract mvitv2_base_in1k photos/ --format parquet --out features
   mvitv2 extract mvitv2_small_16x4_k400 talks/ --stride 1 --out talks-features
   mvitv2 extract outputs/demo-video clips/ --features grid --dtype float16 --out grids
-  mvitv2 extract mvitv2_small_16x4_k400 /shared/videos --out /shared/features --engine ray
+  mvitv2 extract mvitv2_small_16x4_k400 /mnt/videos --out /mnt/rows --engine ray --threads 2
 The same command goes on where a killed one stopped. The exit code is 0 where every input has its
 rows, 1 where some could not be read, 2 where nothing could be done.
 """
@@ -74,7 +74,9 @@ def add_arguments(command: Any) -> None:
     )
     command.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     command.add_argument(
-        "--threads", type=positive, help="of a process (default: what PyTorch would take)"
+        "--threads",
+        type=positive,
+        help="of a process (default: PyTorch's own, which is all cores of the machine)",
     )
     command.add_argument(
         "--retry", action="store_true", help="read once more what could not be read"
@@ -83,7 +85,11 @@ def add_arguments(command: Any) -> None:
         "--engine", choices=("local", "ray"), default="local", help="default local"
     )
     command.add_argument("--address", help="of a Ray cluster (default: one on this machine)")
-    command.add_argument("--workers", type=positive, help="Ray's processes (default: all there is)")
+    command.add_argument(
+        "--workers",
+        type=positive,
+        help="Ray's processes (default: those that --threads CPUs each leave room for)",
+    )
     command.add_argument("--quiet", action="store_true", help="no progress, no remarks")
 
 
@@ -173,8 +179,12 @@ def _job(options: Any) -> Any:
         dtype=options.dtype,
         threads=options.threads or torch.get_num_threads(),
     )
-    chosen = Options(weights=options.weights, device=options.device)
-    model = os.path.abspath(options.model) if os.path.exists(options.model) else options.model
+    # Workers of a cluster are in other folders.
+    model, weights = (
+        os.path.abspath(name) if name is not None and os.path.exists(name) else name
+        for name in (options.model, options.weights)
+    )
+    chosen = Options(weights=weights, device=options.device)
     return Job(model, chosen, settings, os.path.abspath(options.out))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .folder import Task
@@ -64,10 +65,10 @@ def extract_on_ray(
     """What is known of each task, as it is done, in any order.
 
     Args:
-        job: the model and the folder.
+        job: the model and the folder. On CUDA each worker has a GPU.
         tasks: none of them done.
         address: of a cluster; None for one on this machine, which ends with the process.
-        workers: processes; None for as many as the cluster's CPUs (or GPUs) have room for.
+        workers: processes; None for as many as the cluster's CPUs and GPUs have room for.
 
     Raises:
         ValueError: Ray is missing, the cluster cannot be had, or a worker cannot go on.
@@ -86,9 +87,14 @@ def extract_on_ray(
             # this machine, even one that is dead.
             own = address is None
             ray.init(address="local" if own else address, include_dashboard=False if own else None)
-        gpus = int((job.options.device or "").startswith("cuda"))
+        # Settled here for all: a worker finds the GPU that Ray gives it, which is its first one.
+        device = job.options.torch_device.type
+        job = replace(job, options=replace(job.options, device=device))
+        gpus = int(device == "cuda")
         resources = ray.cluster_resources()
-        room = resources.get("GPU", 0) if gpus else resources["CPU"] // job.settings.threads
+        room = resources["CPU"] // job.settings.threads
+        if gpus:
+            room = min(room, resources.get("GPU", 0))
         count = workers or max(min(int(room), len(tasks)), 1)
         if room < count:
             raise ValueError(

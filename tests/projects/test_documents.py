@@ -177,8 +177,8 @@ BLOCKS = [
     Block("docs/export.md", "export_model.py", needs="needs a trained detector: tests/d2 has it"),
     Block(
         "docs/extract.md",
-        "pip install '.[extract]'",
-        (PHOTO, ("pip install '.[extract]'", ""), ("--out features", "--out $OUT/features")),
+        "pip install -e '.[extract]'",
+        (PHOTO, ("pip install -e '.[extract]'", ""), ("--out features", "--out $OUT/features")),
     ),
     Block("docs/extract.md", "mvitv2_small_16x4_k400 talks/", needs=TRAINED),
     Block("docs/extract.md", "read_features", needs="needs what the command before it leaves"),
