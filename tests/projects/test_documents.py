@@ -173,6 +173,7 @@ BLOCKS = [
     Block("docs/export.md", "--random --size 64", (("tiny.pt2", "$OUT/tiny.pt2"),), slow=True),
     Block("docs/export.md", "import onnxruntime", (*MADE, ("2, 3, 256, 192", "1, 3, 32, 40"))),
     Block("docs/export.md", "torch.export.load(", MADE),
+    Block("docs/export.md", "compiled.pt2 --compile", needs="needs minutes: tests/tools has it"),
     Block("docs/export.md", "aoti_load_package(", MADE, slow=True),
     Block("docs/export.md", "export_model.py", needs="needs a trained detector: tests/d2 has it"),
     Block(

@@ -295,6 +295,12 @@ def test_backbone_of_a_detector(run: Any, tmp_path: Path, capsys: pytest.Capture
         expected = list(model.backbone(x).values())
     (found,) = to_package.run(file, [x], compiled=False)
     assert max(error(a, b) for a, b in zip(found, expected, strict=True)) < 1e-5
+    extra = {"mvitv2.json": ""}
+    torch.export.load(file, extra_files=extra)
+    metadata = json.loads(extra["mvitv2.json"])
+    assert metadata["shape"] == [1, 3, 128, 160]
+    assert metadata["strides"] == {f"p{n}": 2**n for n in range(2, 7)}
+    assert list(metadata["strides"]) == list(model.backbone(x))  # the order of what it gives
 
 
 @pytest.mark.slow
