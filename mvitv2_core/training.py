@@ -145,29 +145,15 @@ class Accumulation:
         self.step()
 
 
-def train_in_bfloat16(model: nn.Module) -> None:
-    """Let calls in training mode run under bfloat16 autocast, and those in evaluation as before.
+def bfloat16(device: torch.device) -> torch.autocast:
+    """bfloat16 autocast on a device, for the trunk of a model alone.
 
     bfloat16 has float32's range, so that no GradScaler is needed; autocast keeps weights,
-    gradients and the optimizer in float32. Works on any device that autocast knows.
+    gradients and the optimizer in float32.
 
-    Args:
-        model: its ``forward`` is replaced; calls raise RuntimeError under another autocast, which
-            would take part of the arithmetic.
+    Raises:
+        RuntimeError: another autocast is on already, such as the trainer's own.
     """
-    forward = model.forward
-
-    def forward_in_bfloat16(*args: Any, **kwargs: Any) -> Any:
-        if not model.training:
-            return forward(*args, **kwargs)
-        with bfloat16(next(model.parameters()).device):
-            return forward(*args, **kwargs)
-
-    model.forward = forward_in_bfloat16
-
-
-def bfloat16(device: torch.device) -> torch.autocast:
-    """bfloat16 autocast on a device; RuntimeError where the trainer's own is on already."""
     if torch.is_autocast_enabled(device.type):
         raise RuntimeError(
             "bfloat16: the trainer's own mixed precision must be off (SOLVER.AMP.ENABLED, "

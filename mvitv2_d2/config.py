@@ -52,7 +52,7 @@ def add_mvitv2_config(cfg: Any) -> None:
     node.LAYER_DECAY = 1.0  # factor of the learning rate from a block to the one before
     node.EMA_DECAY = 0.0  # of the average of the weights; 0 for none
     node.ACCUMULATE = 1  # batches to an optimizer step
-    node.BFLOAT16 = False  # autocast in training, instead of SOLVER.AMP's float16
+    node.BFLOAT16 = False  # the trunk's autocast in training, instead of SOLVER.AMP's float16
     node.DETERMINISTIC = False  # deterministic algorithms alone; the seed is SEED
     node.VAL_SAMPLE = 0  # evaluate so many images but at the end; 0 for all of them (train_net.py)
     cfg.MODEL.MVITV2 = node

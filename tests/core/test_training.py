@@ -1,4 +1,4 @@
-"""Layer decay, average, accumulation and bfloat16 against plain PyTorch arithmetic, in float64."""
+"""Average and accumulation against plain PyTorch arithmetic, in float64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from mvitv2_core.training import (
     Average,
     average_of,
     train_deterministically,
-    train_in_bfloat16,
 )
 from tests.compare import error
 from tests.loops import KIND, adamw, batches, loss, pair, same, train
@@ -143,61 +142,6 @@ def test_accumulation_skips_what_a_scaler_skips() -> None:
 def test_accumulation_is_counted_in_batches(steps: object) -> None:
     with pytest.raises(ValueError, match="gradient accumulation must be a positive whole number"):
         Accumulation(adamw(nn.Linear(1, 1)), steps)  # type: ignore[arg-type]
-
-
-def test_bfloat16() -> None:
-    """PyTorch's own autocast around a plain loop, bit for bit; evaluation as without."""
-    ours, plain = (model.float() for model in pair())
-    reference = copy.deepcopy(plain).eval()
-    train_in_bfloat16(ours)
-    optimizer, other = adamw(ours), adamw(plain)
-    for x, y in batches(3):
-        optimizer.zero_grad()
-        output = ours.train()(x.float())
-        assert output.dtype == torch.bfloat16
-        nn.functional.cross_entropy(output.float(), y).backward()
-        optimizer.step()
-        other.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            expected = plain.train()(x.float())
-        nn.functional.cross_entropy(expected.float(), y).backward()
-        other.step()
-        assert torch.equal(output, expected)
-    same(ours, plain, 0)
-    assert all(p.dtype == p.grad.dtype == torch.float32 for p in ours.parameters())
-    x = small_input(KIND)
-    assert torch.equal(ours.eval()(x), plain.eval()(x)) and ours.eval()(x).dtype == torch.float32
-    off = reference.train()(x)
-    ours.load_state_dict(reference.state_dict())
-    assert 1e-4 < error(ours.train()(x).float(), off) < 0.1  # it is not float32's arithmetic
-    with (
-        torch.autocast("cpu", dtype=torch.bfloat16),
-        pytest.raises(RuntimeError, match="trainer's own mixed precision must be off"),
-    ):
-        ours.train()(x)
-
-
-def test_bfloat16_and_average() -> None:
-    """In either order the average is evaluated, in float32."""
-    results = []
-    for first in ("average", "bfloat16"):
-        model = pair()[0].float()
-        optimizer = adamw(model)
-        if first == "bfloat16":
-            train_in_bfloat16(model)
-        average = Average(model, optimizer, 0.5)
-        if first == "average":
-            train_in_bfloat16(model)
-        for x, y in batches(2):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model.train()(x.float()).float(), y).backward()
-            optimizer.step()
-        plain = pair()[1].float().eval()
-        plain.load_state_dict(average.state_dict())
-        x = small_input(KIND)
-        assert torch.equal(model.eval()(x), plain(x))
-        results.append(model.eval()(x))
-    assert torch.equal(*results)
 
 
 def test_deterministic_mode(monkeypatch: pytest.MonkeyPatch) -> None:

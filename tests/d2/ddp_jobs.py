@@ -8,10 +8,12 @@ from itertools import combinations, product
 from pathlib import Path
 
 import torch
+from detectron2.layers import get_norm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mvitv2_d2 import MViT
+from mvitv2_d2.training import train_in_bfloat16
 from tests.compare import randomize
 from tests.ranks import agree, gradients, worst
 
@@ -141,3 +143,39 @@ def uneven(rank: int, ranks: int, folder: Path) -> int:
                 model.zero_grad()
         done += 1
     return done
+
+
+class Normed(nn.Module):
+    """A trunk and a box head's convolution with its batch norm over all ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = backbone(("scale2",))
+        self.conv = nn.Conv2d(8, 16, 3, bias=False)
+        self.norm = get_norm("naiveSyncBN_N", 16)
+        self.float()
+        with torch.no_grad():  # means of several deviations, as trained convolutions give
+            torch.manual_seed(0)
+            self.conv.weight.copy_(0.02 * torch.randn_like(self.conv.weight) + 0.1)
+            self.backbone.scale2_norm.bias.fill_(1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(self.backbone(x)["scale2"]))
+
+
+def batch_norm(rank: int, ranks: int, folder: Path) -> tuple[float, float]:
+    """Largest relative differences of running means and variances from float32's."""
+    plain, ours = Normed().train(), Normed().train()
+    train_in_bfloat16(ours)
+    for model in (plain, ours):
+        model.norm.momentum = 1.0
+        out = model(sample(rank).float())
+        assert out.isfinite().all(), model
+        out.square().mean().backward()
+        assert all(grad.isfinite().all() for grad in gradients(model).values())
+    assert agree(dict(ours.norm.named_buffers()))
+    differences = [
+        (getattr(ours.norm, name) / getattr(plain.norm, name) - 1).abs().max().item()
+        for name in ("running_mean", "running_var")
+    ]
+    return differences[0], differences[1]

@@ -170,25 +170,6 @@ def test_off_is_off() -> None:
     assert average_of(ours) is None and "forward" not in ours.__dict__
 
 
-def test_bfloat16_is_autocast_around_the_model() -> None:
-    ours, plain = (model.float() for model in pair())
-    steps(ours, lazy(with_training(ADAMW, bfloat16=True), ours), 2)
-    other = lazy(copy.deepcopy(ADAMW), plain)
-    plain.train()
-    for seed in range(2):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = plain(batch(seed))["loss"]
-        other.zero_grad()
-        loss.backward()
-        other.step()
-    assert all(
-        torch.equal(a, b) for a, b in zip(ours.parameters(), plain.parameters(), strict=True)
-    )
-    reference = pair()[0].float()
-    steps(reference, lazy(copy.deepcopy(ADAMW), reference), 2)
-    assert not torch.equal(reference.backbone.lateral.weight, ours.backbone.lateral.weight)
-
-
 def test_average_in_checkpoints(tmp_path: Path) -> None:
     """Saved beside the weights, resumed, read by this project, and loaded in their place."""
     ours, other = pair()
