@@ -132,7 +132,7 @@ train.eval_period = {period}
 train.checkpointer = {{"period": {period}, "max_to_keep": 3}}
 train.device = {device!r}
 train.amp.enabled = {amp}  # mixed precision needs CUDA
-train.ddp.fp16_compression = {amp}
+train.ddp.fp16_compression = "${{..amp.enabled}}"  # float16 holds scaled gradients alone
 {device_ids}
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(MultiStepParamScheduler)(

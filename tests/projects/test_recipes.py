@@ -99,6 +99,18 @@ def check_schedule(cfg: Any, recipe: Recipe) -> None:
         assert ours(step / last) == official(step / last), step
 
 
+def test_gradients_are_compressed_where_they_are_scaled(tmp_path: Path) -> None:
+    """float16 makes zeros of unscaled ones: with the loss scaling off, DDP takes them whole."""
+    cfg = LazyConfig.load(str(CONFIGS / f"{MASK}t_3x.py"))
+    LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
+    for lazy in (cfg, LazyConfig.load(str(tmp_path / "config.yaml"))):
+        assert dict(**lazy.train.ddp)["fp16_compression"] is True  # as create_ddp_model takes it
+        lazy = LazyConfig.apply_overrides(lazy, ["train.amp.enabled=False"])
+        assert dict(**lazy.train.ddp)["fp16_compression"] is False
+        lazy = LazyConfig.apply_overrides(lazy, ["train.ddp.fp16_compression=True"])
+        assert dict(**lazy.train.ddp)["fp16_compression"] is True
+
+
 def check_groups(cfg: Any, model: nn.Module, recipe: Recipe) -> None:
     """Weight decay of every parameter, by what it is."""
     cfg.optimizer.params.model = model

@@ -23,7 +23,8 @@ def steps(max_iter, milestones):
 
 train = model_zoo.get_config("common/train.py").train
 train.amp.enabled = True
-train.ddp.fp16_compression = True
+# As upstream with float16's scaled losses; without them small gradients would become zeros.
+train.ddp.fp16_compression = "${..amp.enabled}"
 train.max_iter = 67500
 lr_multiplier = steps(train.max_iter, [52500, 62500])
 
