@@ -225,8 +225,9 @@ class TestWithDetectron2:
         pipelines = [c.dataloader.train.mapper.augmentations for c in (mine, recipe)]
         assert str(pipelines[0]).replace("(", "[") == str(pipelines[1]).replace("(", "[")
         assert mine.dataloader.test.mapper == recipe.dataloader.test.mapper
-        mine.train.amp.enabled = False
-        assert mine.train.ddp.fp16_compression is False
+        for scaled in (True, False):
+            mine.train.amp.enabled = scaled
+            assert mine.train.ddp.fp16_compression is scaled
 
     def test_yaml_config(self, data, tmp_path: Path) -> None:
         from detectron2.config import get_cfg
