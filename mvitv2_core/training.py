@@ -50,6 +50,7 @@ class Average:
         self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.averaged.module.__dict__.pop("forward", None)  # of an instance: it calls the original
         self.averaged.eval().requires_grad_(False)
+        leave_skipping_to_scaler(optimizer)
         # Not by PyTorch's hook, which runs twice where a step calls its base class's, as that of
         # detectron2's optimizers that clip.
         step = optimizer.step
@@ -121,6 +122,7 @@ class Accumulation:
             if self.count == self.steps:
                 self._step()
 
+        leave_skipping_to_scaler(optimizer)
         setattr(optimizer, ACCUMULATES, True)
         # A method, since PyTorch's schedulers bind what they find there.
         optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]
@@ -143,6 +145,16 @@ class Accumulation:
         if self.clip is not None:
             self.clip()
         self.step()
+
+
+def leave_skipping_to_scaler(optimizer: Optimizer) -> None:
+    """Let a GradScaler unscale gradients, and skip infinite ones, before it calls ``step``.
+
+    For PyTorch's fused optimizers it calls every ``step`` with scaled gradients, and leaves both to
+    their kernel: what stands around the kernel would sum them, or count steps that were none.
+    """
+    # A private name: where PyTorch no longer asks for it, setting it changes nothing.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
 
 def bfloat16(device: torch.device) -> torch.autocast:

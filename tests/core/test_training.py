@@ -116,26 +116,55 @@ def test_accumulation_and_average() -> None:
         Average(ours, optimizer, 0.5)
 
 
-def test_accumulation_skips_what_a_scaler_skips() -> None:
-    """Scaled gradients are added unscaled, and a batch with infinite ones is left out."""
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("named", [True, False])
+def test_what_a_scaler_skips(fused: bool, named: bool) -> None:
+    """Scaled gradients are added unscaled; a batch with infinite ones is in no sum and no average.
+
+    Also where PyTorch no longer has the private name that fused optimizers tell the scaler.
+    """
     ours, plain = pair()
     ours, plain = ours.float(), plain.float()
-    optimizer, other = adamw(ours), adamw(plain)
+    optimizer, other = (
+        torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1, fused=fused)
+        for model in (ours, plain)
+    )
+    if not named:
+        optimizer.__dict__.pop("_step_supports_amp_scaling", None)
+    averages = Average(ours, optimizer, 0.5), Average(plain, other, 0.5)
     Accumulation(optimizer, 2)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    for step, (x, y) in enumerate(batches(3)):
+    every = [(x.float(), y) for x, y in batches(6)]
+    for step, batch in enumerate(every):
         optimizer.zero_grad()
-        value = loss(ours, (x.float(), y))
-        scaler.scale(value * (float("inf") if step == 1 else 1)).backward()
+        value = loss(ours, batch)
+        scaler.scale(value * (float("inf") if step in (1, 4) else 1)).backward()
         scaler.step(optimizer)
         scaler.update()
-    other.zero_grad()
-    first, _, third = ((x.float(), y) for x, y in batches(3))
-    ((loss(plain, first) + loss(plain, third)) / 2).backward()
-    other.step()
-    assert optimizer.state[ours.neck.weight]["step"] == 1
+    for two in (every[:3:2], every[3::2]):
+        other.zero_grad()
+        (sum(loss(plain, batch) for batch in two) / 2).backward()
+        other.step()
+    assert optimizer.state[ours.neck.weight]["step"] == averages[0].averaged.n_averaged == 2
+    states = [average.state_dict() for average in averages]
+    for found, expected in zip(*(state.values() for state in states), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
     for ours_p, plain_p in zip(ours.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours_p, plain_p, rtol=1e-3, atol=1e-5)
+
+
+def test_average_counts_no_skipped_step() -> None:
+    """Of a fused optimizer neither, which the scaler steps whatever the gradients are."""
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    average = Average(model, optimizer, 0.5)
+    scaler = torch.amp.GradScaler("cpu")
+    for factor in (1.0, float("inf"), 1.0):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.ones(1, 2)).sum() * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert average.averaged.n_averaged == 2
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, True])
