@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def cure_ava_test() -> str | None:
@@ -38,9 +40,11 @@ def cure_ava_test() -> str | None:
 def test_detection(test_loader: Any, model: Any, test_meter: Any, cfg: Any) -> Any:
     """Predict every box of the loader's keyframes, on all ranks, and finish the meter.
 
+    The sampler repeats keyframes until every rank has as many: each counts once.
+
     Args:
-        test_loader: gives (clips, labels, index, time, meta) with meta's ``boxes`` (R, 5),
-            ``ori_boxes`` (R, 5) and ``metadata`` (R, 2).
+        test_loader: gives (clips, labels, index, time, meta) with index (B,), the keyframes'
+            numbers, and meta's ``boxes`` (R, 5), ``ori_boxes`` (R, 5) and ``metadata`` (R, 2).
         model: takes clips and boxes, gives (R, classes).
         test_meter: PySlowFast's ``AVAMeter``; it is returned.
         cfg: PySlowFast's config; ``NUM_GPUS`` is read.
@@ -50,16 +54,43 @@ def test_detection(test_loader: Any, model: Any, test_meter: Any, cfg: Any) -> A
     device = next(model.parameters()).device
     model.eval()
     test_meter.iter_tic()
-    for step, (inputs, _, _, _, meta) in enumerate(test_loader):
+    seen: set[int] = set()
+    for step, (inputs, _, index, _, meta) in enumerate(test_loader):
         clips = [clip.to(device, non_blocking=True) for clip in inputs]
         boxes = meta["boxes"].to(device, non_blocking=True)
         test_meter.data_toc()
-        rows = [model(clips, boxes).cpu(), meta["ori_boxes"], meta["metadata"]]
-        if cfg.NUM_GPUS > 1:  # ranks have different numbers of boxes
-            rows = [torch.cat(du.all_gather_unaligned(row), dim=0) for row in rows]
+        part = (model(clips, boxes).cpu(), meta["ori_boxes"], meta["metadata"], index)
+        # Ranks have different numbers of boxes.
+        parts = du.all_gather_unaligned(part) if cfg.NUM_GPUS > 1 else [part]
         test_meter.iter_toc()
-        test_meter.update_stats(*rows)
+        test_meter.update_stats(*without_repeats(parts, seen))
         test_meter.log_iter_stats(None, step)
         test_meter.iter_tic()
     test_meter.finalize_metrics()
     return test_meter
+
+
+def without_repeats(parts: Sequence[Sequence[Tensor]], seen: set[int]) -> list[Tensor]:
+    """All ranks' rows together, but for those of keyframes that were there before.
+
+    By keyframe, since two of its boxes may be equal.
+
+    Args:
+        parts: of each rank (R, classes) predictions, (R, 5) boxes, each behind its keyframe's
+            place in the batch, (R, 2) metadata, and (B,) the keyframes' numbers.
+        seen: numbers of keyframes before; those of ``parts`` are added.
+
+    Returns:
+        Predictions, boxes and metadata.
+    """
+    kept = []
+    for *rows, index in parts:
+        fresh = []
+        for place, keyframe in enumerate(index.tolist()):
+            if keyframe not in seen:
+                seen.add(keyframe)
+                fresh.append(place)
+        places = rows[1][:, 0]
+        keep = torch.isin(places, torch.tensor(fresh, dtype=places.dtype))
+        kept.append([row[keep] for row in rows])
+    return [torch.cat(row) for row in zip(*kept, strict=True)]

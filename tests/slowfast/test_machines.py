@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -107,3 +109,40 @@ def test_repeated_views_count_once() -> None:
     assert torch.equal(repeated.clip_count, once.clip_count)
     assert (repeated.video_preds - once.video_preds).abs().max() < 1e-6
     assert torch.equal(repeated.video_labels, once.video_labels)
+
+
+def ava_batch(*keyframes: int) -> tuple:
+    """As the loader gives it: keyframe k has k % 3 boxes, all equal, at second 900 + k."""
+    rows = [(place, k) for place, k in enumerate(keyframes) for _ in range(k % 3)]
+    boxes = torch.tensor([[place, 0.1, 0.1, 0.5, 0.5] for place, _ in rows]).reshape(-1, 5)
+    metadata = torch.tensor([[7, 900 + k] for _, k in rows]).reshape(-1, 2)
+    meta = {"boxes": boxes, "ori_boxes": boxes, "metadata": metadata}
+    return [torch.zeros(len(keyframes), 1)], None, torch.tensor(keyframes), None, meta
+
+
+def test_repeated_keyframes_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AVA's test on two ranks: repeated by both in one step, and by one of them later."""
+    import slowfast.utils.distributed as du
+
+    from mvitv2_slowfast.ava import test_detection as run
+
+    class Model(torch.nn.Linear):
+        def forward(self, clips: list, boxes: torch.Tensor) -> torch.Tensor:
+            return boxes.new_ones(len(boxes), 4)
+
+    others = [ava_batch(5), ava_batch(8, 2)]
+
+    def gather(part: tuple) -> list:
+        *_, index, _, meta = others.pop(0)
+        boxes = meta["ori_boxes"]
+        return [part, (boxes.new_zeros(len(boxes), 4), boxes, meta["metadata"], index)]
+
+    monkeypatch.setattr(du, "all_gather_unaligned", gather)
+    meter = Mock()
+    run([ava_batch(2, 3, 4), ava_batch(8)], Model(1, 1), meter, SimpleNamespace(NUM_GPUS=2))
+    calls = [call.args for call in meter.update_stats.call_args_list]
+    preds, boxes, metadata = (torch.cat(rows) for rows in zip(*calls, strict=True))
+    seconds = [902, 902, 904, 905, 905, 908, 908]
+    assert metadata.tolist() == [[7, second] for second in seconds]
+    assert preds[:, 0].tolist() == [1, 1, 1, 0, 0, 1, 1]  # the first to have it
+    assert boxes.shape == (7, 5)
