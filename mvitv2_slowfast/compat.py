@@ -4,7 +4,7 @@ PySlowFast's main branch does not import, or does not run, with current torchvis
 pytorchvideo, nor without a CUDA driver. Each function here mends one break from outside: it
 first looks whether the break is there, says in one line what it did, and does nothing the second
 time. Importing this project's package applies what PySlowFast's models need to be imported, and
-no more; the launcher applies the rest.
+no more; ``plugin.connect``, and so the launcher, applies the rest.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ def cure_model_imports() -> None:
 def cure_trainer(root: Path) -> None:
     """What PySlowFast's loaders, trainer and tools need besides.
 
+    A package without ``tools/`` has no trainer to mend.
+
     Args:
         root: PySlowFast's folder, as ``locate.find_root`` gives it.
     """
-    from . import decoding, saving, visualization
+    from . import ava, decoding, saving, views, visualization
     from .roi_align import stand_in_for_detectron2
 
     cure_functional_tensor()
@@ -56,6 +58,15 @@ def cure_trainer(root: Path) -> None:
     log_cure(visualization.cure_clip_pictures())
     log_cure(visualization.cure_class_names())
     log_cure(visualization.cure_layer_outputs())
+    if has_tools(root):
+        log_cure(views.cure_repeated_views())
+        log_cure(ava.cure_ava_test())
+        log_cure(visualization.cure_clip_loops())
+
+
+def has_tools(root: Path) -> bool:
+    """Whether PySlowFast's folder is a checkout, with its trainer."""
+    return (root / "tools" / "run_net.py").is_file()
 
 
 def log_cure(line: str | None) -> None:

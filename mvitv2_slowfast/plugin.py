@@ -61,9 +61,10 @@ def register() -> Path | None:
 def connect() -> Path | None:
     """``register``, and let PySlowFast's loaders, trainer and tools run: what the launcher does.
 
-    For programs of your own that use more of PySlowFast than its models. Doing it again changes
-    nothing. What it mends in other packages, such as ``torch.cuda.synchronize`` without CUDA, it
-    mends for the whole process.
+    Its trainer then reads the training keys of ``MVITV2``, and checks the files that it resumes
+    from. For programs of your own that use more of PySlowFast than its models. Doing it again
+    changes nothing. What it mends in other packages, such as ``torch.cuda.synchronize`` without
+    CUDA, it mends for the whole process.
 
     Returns, raises:
         As ``register``.
@@ -73,6 +74,10 @@ def connect() -> Path | None:
         return None
     try:
         compat.cure_trainer(root)
+        if compat.has_tools(root):
+            from .training import connect_trainer
+
+            connect_trainer()
     except ImportError as error:
         raise _cannot_be_imported(root, error) from error
     return root

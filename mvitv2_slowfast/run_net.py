@@ -29,17 +29,8 @@ def prepare() -> None:
         _give_up(str(error))
     if root is None:
         _give_up(f"PySlowFast was not found. To get it: {HOW_TO_GET}.")
-    if not (root / "tools" / "run_net.py").is_file():
+    if not compat.has_tools(root):
         _give_up(f"{root} has no tools/run_net.py: {HOW_TO_GET}.")
-    from mvitv2_slowfast.ava import cure_ava_test
-    from mvitv2_slowfast.training import connect_trainer
-    from mvitv2_slowfast.views import cure_repeated_views
-    from mvitv2_slowfast.visualization import cure_clip_loops
-
-    compat.log_cure(cure_ava_test())
-    compat.log_cure(cure_clip_loops())
-    compat.log_cure(cure_repeated_views())
-    connect_trainer()
 
 
 def main() -> None:

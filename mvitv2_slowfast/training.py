@@ -1,8 +1,8 @@
 """An average of the weights, accumulation and more under PySlowFast's unmodified trainer.
 
-The trainer reaches its parts as ``module.function``: the launcher puts a function around five of
-them. For models that are not this project's, and for keys of the node ``MVITV2`` that are left at
-their defaults, each does what it did.
+The trainer reaches its parts as ``module.function``: ``plugin.connect`` puts a function around
+five of them. For models that are not this project's, and for keys of the node ``MVITV2`` that are
+left at their defaults, each does what it did.
 """
 
 from __future__ import annotations

@@ -110,13 +110,46 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
 
 
 @needs_pyslowfast
-def test_cures_do_nothing_the_second_time() -> None:
+def test_connect_does_what_the_launcher_does() -> None:
+    """Doing it again, or launching after it, changes nothing."""
+    from mvitv2_slowfast import run_net
     from mvitv2_slowfast.plugin import connect
 
-    connect()
-    before = list(compat.applied)
     assert connect() == Path(ROOT).resolve()
-    assert compat.applied == before
+    from slowfast.datasets import loader
+    from slowfast.models import optimizer
+    from slowfast.utils import checkpoint, meters
+    from vision.fair.slowfast.tools import test_net, train_net, visualization
+
+    mended = [
+        *((loader, "build_dataset"), (optimizer, "construct_optimizer")),
+        *((checkpoint, "save_checkpoint"), (checkpoint, "load_checkpoint")),
+        *((train_net, "train_epoch"), (test_net, "perform_test")),
+        *((visualization, "run_visualization"), (meters.TestMeter, "update_stats")),
+    ]
+    before = [getattr(owner, name) for owner, name in mended], list(compat.applied)
+    for (owner, name), found in zip(mended, before[0], strict=True):
+        # A wrapped function passes for its original, but for its code.
+        code = getattr(found, "func", found).__code__.co_filename
+        assert "mvitv2_slowfast" in code, (owner, name)
+    connect()
+    run_net.prepare()
+    assert ([getattr(owner, name) for owner, name in mended], compat.applied) == before
+
+
+@needs_pyslowfast
+def test_connect_without_a_trainer(tmp_path: Path) -> None:
+    """A package alone: its loaders are of use, and the launcher says what is missing."""
+    (tmp_path / "slowfast").symlink_to(Path(ROOT, "slowfast"))
+    code = (
+        "import sys; from mvitv2_slowfast.plugin import connect; connect(); "
+        "import slowfast.datasets.loader; "
+        "assert not [name for name in sys.modules if '.tools.' in name and 'fair' in name]; "
+        "from mvitv2_slowfast import run_net; run_net.prepare()"
+    )
+    result = python("-c", code, cwd=tmp_path, root=str(tmp_path))
+    assert result.returncode == 2, result.stderr
+    assert "has no tools/run_net.py: git clone" in result.stderr
 
 
 def test_video_reader_and_cuda_cures_are_idempotent(monkeypatch: pytest.MonkeyPatch) -> None:

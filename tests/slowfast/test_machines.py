@@ -94,18 +94,12 @@ def test_repeated_views_count_once() -> None:
     connect()
     from slowfast.utils.meters import TestMeter
 
-    from mvitv2_slowfast.views import cure_repeated_views
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TestMeter, "update_stats", TestMeter.update_stats)
-        assert cure_repeated_views() is not None and cure_repeated_views() is None
-        preds = torch.rand(6, 4, generator=torch.Generator().manual_seed(1))
-        labels = torch.tensor([0, 0, 1, 1, 2, 2])
-        meters = [TestMeter(3, 2, 4, 3) for _ in range(2)]
-        once, repeated = meters
-        once.update_stats(preds, labels, torch.arange(6))
-        for views in ([0, 5, 5, 1], [2, 3, 4, 5]):
-            repeated.update_stats(preds[views], labels[views], torch.tensor(views))
+    preds = torch.rand(6, 4, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    once, repeated = (TestMeter(3, 2, 4, 3) for _ in range(2))
+    once.update_stats(preds, labels, torch.arange(6))
+    for views in ([0, 5, 5, 1], [2, 3, 4, 5]):
+        repeated.update_stats(preds[views], labels[views], torch.tensor(views))
     assert torch.equal(repeated.clip_count, once.clip_count)
     assert (repeated.video_preds - once.video_preds).abs().max() < 1e-6
     assert torch.equal(repeated.video_labels, once.video_labels)

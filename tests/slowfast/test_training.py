@@ -22,29 +22,13 @@ pytestmark = needs_pyslowfast
 
 @pytest.fixture(scope="module", autouse=True)
 def connected() -> Iterator[None]:
-    """PySlowFast with what the launcher puts around it; everything is put back afterwards."""
+    """PySlowFast with what the launcher puts around it."""
     from mvitv2_slowfast.plugin import connect
-    from mvitv2_slowfast.training import connect_trainer
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("synchronize", "set_device"):  # replaced where there is no CUDA
             patch.setattr(torch.cuda, name, getattr(torch.cuda, name))
         connect()
-        from slowfast.datasets import loader
-        from slowfast.models import optimizer
-        from slowfast.utils import checkpoint
-        from vision.fair.slowfast.tools import train_net
-
-        for module, name in (
-            (optimizer, "construct_optimizer"),
-            (train_net, "train_epoch"),
-            (checkpoint, "save_checkpoint"),
-            (checkpoint, "load_checkpoint"),
-            (loader, "build_dataset"),
-        ):
-            patch.setattr(module, name, getattr(module, name))
-        connect_trainer()
-        connect_trainer()  # changes nothing
         yield
 
 
