@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mvitv2_core.fast import triton_pool_op
-from tests.core.fast import test_triton_attention, test_triton_pool
+from tests.core.fast import attention_problem, pool_problem
 from tests.core.fast.attention_problem import Problem as Attention
 from tests.core.fast.pool_problem import Problem as Pool
 
@@ -122,7 +122,7 @@ def main() -> None:
     elif not torch.cuda.is_available():
         parser.error("needs a CUDA GPU; --toy tries the script without")
     device, repeats = ("cpu", 1) if args.toy else ("cuda", args.repeats)
-    problems = TOY if args.toy else {**test_triton_attention.REAL, **test_triton_pool.REAL}
+    problems = TOY if args.toy else {**attention_problem.REAL, **pool_problem.REAL}
     print(device if args.toy else torch.cuda.get_device_name(), args.dtype, torch.__version__)
     print(f"{'ms':34}{'Triton: forward':>16}{'both':>9}{'PyTorch: forward':>18}{'both':>9}")
     for name, problem in problems.items():
@@ -132,7 +132,7 @@ def main() -> None:
         if isinstance(p, Attention):
             inputs, ways = (
                 inputs[:-1],
-                [partial(test_triton_attention.attend, p), partial(folded, p)],
+                [partial(attention_problem.attend, p), partial(folded, p)],
             )
         else:
             ways = [lambda *x, p=p: p.pool(list(x)), lambda *x, p=p: pooled(p, list(x))]

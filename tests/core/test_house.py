@@ -113,8 +113,9 @@ def sources() -> dict[str, ast.Module]:
 
 
 def test_no_test_module_is_imported() -> None:
-    """What several files need stands in a helper."""
-    for name, tree in sources().items():
+    """Nor by ``projects``. What several files need stands in a helper."""
+    projects = {name_of(f): ast.parse(f.read_text()) for f in (ROOT / "projects").rglob("*.py")}
+    for name, tree in (sources() | projects).items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
                 words = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
@@ -126,6 +127,14 @@ def test_no_test_module_is_imported() -> None:
                 continue
             taken = [word for word in words if word.startswith("test_")]
             assert not (ours and taken), f"{name}, line {node.lineno}: {taken}"
+
+
+def test_files_are_short() -> None:
+    """Of the packages and of projects: what grows over 300 lines is two things."""
+    folders = ["mvitv2_core", *ADAPTERS, "projects"]
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    long = [str(file) for file in files if len(file.read_text().splitlines()) > 300]
+    assert len(files) > 100 and not long
 
 
 def returns(node: ast.AST) -> Iterator[ast.Return]:

@@ -10,6 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from mvitv2_core.fast import triton_attention
 from tests import plain
 
 Grid = tuple[int, ...]
@@ -101,3 +102,31 @@ def _rows(grid: Grid, window: Grid, place: Sequence[int]) -> list[int | None]:
             row = row * n + i
         rows.append(row if all(i < n for n, i in zip(grid, at, strict=True)) else None)
     return rows
+
+
+def attend(problem: Problem, *tensors: Tensor) -> Tensor:
+    q, k, v, *terms = tensors
+    return triton_attention.attention(
+        *(q, k, v, terms, problem.axes, problem.q_thw, problem.k_thw),
+        *(problem.cls_token, problem.add_q, problem.windows),
+    )
+
+
+# Of detection T at 1024x1088: windows of stages one and three, and the last blocks of stages two
+# and four; of video S: first and last stage; of image T at 224: first stage and last.
+REAL = {
+    "detection windows, stage 1": Problem(
+        (256, 272), (64, 68), (0, 1), 96, 1, 1, add_q=True, windows=((56, 56), (14, 14))
+    ),
+    "detection windows, stage 3": Problem(
+        (64, 68), (64, 68), (0, 1), 96, 2, 4, add_q=True, windows=((14, 14), (14, 14))
+    ),
+    "detection global, stage 2": Problem((128, 136), (32, 34), (0, 1), 96, 1, 2, add_q=True),
+    "detection global, stage 4": Problem((32, 34), (32, 34), (0, 1), 96, 2, 8, add_q=True),
+    "video, stage 1": Problem((8, 56, 56), (8, 7, 7), (0, 1, 2), 96, 1, 1, True, True),
+    "video, stage 4": Problem((8, 7, 7), (8, 7, 7), (0, 1, 2), 96, 2, 8, True, True),
+    "image, stage 1": Problem((56, 56), (14, 14), (0, 1), 96, 8, 1, add_q=True),
+    "image, stage 4": Problem((7, 7), (7, 7), (0, 1), 96, 8, 8, add_q=True),
+    "heads of 72": Problem((14, 14), (7, 7), (0, 1), 72, 4, 8, add_q=True),
+    "heads of 64": Problem((14, 14), (14, 14), (0, 1), 64, 4, 8),
+}

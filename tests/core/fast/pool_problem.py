@@ -96,3 +96,16 @@ def held_against_formula(problem: Problem) -> None:
     assert all(out.is_contiguous() for out in outs)
     usual, exact = (problem.exact(tensors, grads, wide) for wide in (False, True))
     interpreted.check(problem.names(), got, usual, exact, problem.dtype)
+
+
+# Of detection T at 1024x1088, video S and image T: pools of q, and of k and v in one.
+REAL = {
+    "detection q, stage 1": Problem((256, 272), (3, 3), (1, 1), 96, 1, 1, 1),
+    "detection kv, stage 1": Problem((256, 272), (3, 3), (4, 4), 96, 2, 1, 1),
+    "detection q, stage 2": Problem((256, 272), (3, 3), (2, 2), 96, 1, 1, 2),
+    "video q, stage 1": Problem((8, 56, 56), (3, 3, 3), (1, 1, 1), 96, 1, 2, 1, True),
+    "video kv, stage 1": Problem((8, 56, 56), (3, 3, 3), (1, 8, 8), 96, 2, 2, 1, True),
+    "video kv, stage 4": Problem((8, 7, 7), (3, 3, 3), (1, 1, 1), 96, 2, 2, 8, True),
+    "image kv, stage 1": Problem((56, 56), (3, 3), (4, 4), 96, 2, 8, 1),
+    "heads of 72": Problem((14, 14), (3, 3), (1, 1), 72, 2, 4, 8),
+}

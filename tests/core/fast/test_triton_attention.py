@@ -10,31 +10,13 @@ from torch import Tensor
 
 from mvitv2_core.fast import triton_attention
 from tests.core.fast import interpreted
-from tests.core.fast.attention_problem import Problem
+from tests.core.fast.attention_problem import REAL, Problem, attend
 
 pytestmark = pytest.mark.skipif(not triton_attention.available(), reason="needs Triton")
 on_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(),
     reason="needs a CUDA GPU: python -m pytest tests/core/fast on a machine with one",
 )
-# Of detection T at 1024x1088: windows of stages one and three, and the last blocks of stages two
-# and four; of video S: first and last stage; of image T at 224: first stage and last.
-REAL = {
-    "detection windows, stage 1": Problem(
-        (256, 272), (64, 68), (0, 1), 96, 1, 1, add_q=True, windows=((56, 56), (14, 14))
-    ),
-    "detection windows, stage 3": Problem(
-        (64, 68), (64, 68), (0, 1), 96, 2, 4, add_q=True, windows=((14, 14), (14, 14))
-    ),
-    "detection global, stage 2": Problem((128, 136), (32, 34), (0, 1), 96, 1, 2, add_q=True),
-    "detection global, stage 4": Problem((32, 34), (32, 34), (0, 1), 96, 2, 8, add_q=True),
-    "video, stage 1": Problem((8, 56, 56), (8, 7, 7), (0, 1, 2), 96, 1, 1, True, True),
-    "video, stage 4": Problem((8, 7, 7), (8, 7, 7), (0, 1, 2), 96, 2, 8, True, True),
-    "image, stage 1": Problem((56, 56), (14, 14), (0, 1), 96, 8, 1, add_q=True),
-    "image, stage 4": Problem((7, 7), (7, 7), (0, 1), 96, 8, 8, add_q=True),
-    "heads of 72": Problem((14, 14), (7, 7), (0, 1), 72, 4, 8, add_q=True),
-    "heads of 64": Problem((14, 14), (14, 14), (0, 1), 64, 4, 8),
-}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -44,14 +26,6 @@ def test_in_the_interpreter(tally: Callable[..., None]) -> None:
 
 def on_device(name: str, dtype: torch.dtype) -> Problem:
     return Problem(**{**vars(REAL[name]), "dtype": dtype, "device": "cuda"})
-
-
-def attend(problem: Problem, *tensors: Tensor) -> Tensor:
-    q, k, v, *terms = tensors
-    return triton_attention.attention(
-        *(q, k, v, terms, problem.axes, problem.q_thw, problem.k_thw),
-        *(problem.cls_token, problem.add_q, problem.windows),
-    )
 
 
 def run(problem: Problem, tensors: list[Tensor]) -> list[Tensor]:

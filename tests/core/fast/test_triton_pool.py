@@ -10,24 +10,13 @@ from torch import Tensor
 
 from mvitv2_core.fast import triton_pool
 from tests.core.fast import interpreted
-from tests.core.fast.pool_problem import Problem, held_against_formula
+from tests.core.fast.pool_problem import REAL, Problem, held_against_formula
 
 pytestmark = pytest.mark.skipif(not triton_pool.available(), reason="needs Triton")
 on_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(),
     reason="needs a CUDA GPU: python -m pytest tests/core/fast on a machine with one",
 )
-# Of detection T at 1024x1088, video S and image T: pools of q, and of k and v in one.
-REAL = {
-    "detection q, stage 1": Problem((256, 272), (3, 3), (1, 1), 96, 1, 1, 1),
-    "detection kv, stage 1": Problem((256, 272), (3, 3), (4, 4), 96, 2, 1, 1),
-    "detection q, stage 2": Problem((256, 272), (3, 3), (2, 2), 96, 1, 1, 2),
-    "video q, stage 1": Problem((8, 56, 56), (3, 3, 3), (1, 1, 1), 96, 1, 2, 1, True),
-    "video kv, stage 1": Problem((8, 56, 56), (3, 3, 3), (1, 8, 8), 96, 2, 2, 1, True),
-    "video kv, stage 4": Problem((8, 7, 7), (3, 3, 3), (1, 1, 1), 96, 2, 2, 8, True),
-    "image kv, stage 1": Problem((56, 56), (3, 3), (4, 4), 96, 2, 8, 1),
-    "heads of 72": Problem((14, 14), (3, 3), (1, 1), 72, 2, 4, 8),
-}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
