@@ -1,6 +1,6 @@
 """Do explanations point at the object? A small classifier of drawn shapes, and its maps.
 
-    python -m projects.explain.toy [--out outputs/explain] [--steps 1000] [--seeds 3]
+    python -m projects.explain.toy [--out outputs/explain] [--steps 1000] [--seeds 3] [--keep]
 
 One shape of a class and a size of its own lies anywhere in a picture of 64 x 64 pixels, among
 spots of other colours. The model is trained here, then explains 200 fresh pictures. It does so
@@ -25,7 +25,10 @@ from mvitv2_core.config import lay_out
 from mvitv2_core.explain import attention_maps, attention_rollout, enlarge, grad_cam, stage_block
 from mvitv2_core.explain.grad_cam import METHODS
 from mvitv2_core.rows import stage_rows
+from projects.benchmark.bench import machine
+from projects.benchmark.report import RESULTS
 from projects.fitting import fit
+from projects.video.files import write_text
 from projects.video.scenes import box, draw_background, draw_look, paint
 
 CLASSES = ("disc", "triangle", "plus", "ring")
@@ -33,6 +36,7 @@ SIZE, SPOTS, SPREAD = 64, 14, 0.28
 DEPTHS, WIDTH = (2, 2), 32
 KINDS = ("mean", "class token")
 BATCH, RATE = 32, 2e-3
+KEPT = RESULTS / "explain.json"
 
 
 class Pictures(NamedTuple):
@@ -185,6 +189,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/explain"))
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--keep", action="store_true", help=f"write results/{KEPT.name}")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
@@ -196,9 +201,20 @@ def main() -> None:
             name = f"{kind.replace(' ', '_')}_{seed}"
             torch.save({"model_state": model.state_dict()}, options.out / f"{name}.pyth")
             picture(model, options.out / f"{name}.png")
-    facts = {"torch": torch.__version__, "steps": options.steps, "batch": BATCH}
-    results = {"machine": {**facts, "runs": options.seeds}, "runs": runs}
-    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    on = machine(
+        argparse.Namespace(
+            threads=torch.get_num_threads(),
+            device="cpu",
+            dtype="fp32",
+            runs=options.seeds,
+            repeats=1,
+        )
+    )
+    facts = {key: on[key] for key in ("cpu", "threads", "torch", "dtype", "runs")}
+    facts |= {"steps": options.steps, "batch": BATCH}
+    text = json.dumps({"machine": facts, "runs": runs}, indent=1) + "\n"
+    for target in (options.out / "results.json", *([KEPT] if options.keep else [])):
+        write_text(target, text)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,11 @@ def test_results_say_where_they_come_from() -> None:
     assert all(len(row["seconds"]["new"]) >= 5 for row in turns["rows"].values())
 
 
+@pytest.mark.parametrize("file", sorted(figures.RESULTS.glob("*.json")), ids=lambda f: f.stem)
+def test_every_result_names_its_machine(file: Path) -> None:
+    assert {"cpu", "threads", "torch"} <= json.loads(file.read_text())["machine"].keys()
+
+
 def test_export_says_where_it_comes_from() -> None:
     if not (figures.RESULTS / "export_speed.json").exists():
         pytest.skip("not measured: python projects/benchmark/export_speed.py --json " + KEPT)
