@@ -45,6 +45,8 @@ def write_checkpoint(
             if suffix == ".safetensors":
                 _write_safetensors(state, target)
             elif suffix == ".pkl":
+                import numpy  # noqa: F401 -- a tensor's .numpy() would not name what is missing
+
                 arrays = {name: value.numpy() for name, value in state.items()}
                 with open(target, "wb") as stream:
                     pickle.dump(wrapped(arrays, format), stream, protocol=4)
@@ -53,7 +55,8 @@ def write_checkpoint(
                 with open(target, "wb") as stream:
                     torch.save(wrapped(state, format), stream)
     except ImportError as error:
-        raise CheckpointError(f"{file}: {NEEDED}") from error
+        missing = NEEDED if suffix == ".safetensors" else "a .pkl needs NumPy: pip install numpy"
+        raise CheckpointError(f"{file}: {missing}") from error
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be written: {error.strerror or error}") from error
 

@@ -343,6 +343,7 @@ for command in (
 ):
     assert cli.main(command) == 0
 assert cli.main(["predict", file, "a.jpg"]) == 2
+assert cli.main(["convert", file, file + ".pkl", "--to", "detectron2"]) == 2
 find_model(file, Options(device="cpu"))  # for `mvitv2 export`
 cli.main(["--version"])
 """
@@ -357,4 +358,5 @@ def test_torch_alone(image: Path) -> None:
     command = [sys.executable, "-c", TORCH_ALONE, str(image), *values]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
+    assert "a .pkl needs NumPy" in result.stderr
     assert result.stdout.splitlines()[-1].startswith("mvitv2 ")
