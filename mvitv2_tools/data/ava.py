@@ -17,8 +17,9 @@ from .findings import Findings
 from .labelled_task import gpus_of
 from .options import say_findings, workers_of
 from .parallel import map_files
-from .slowfast_config import AVA, check_no_training, make_plan, write_all, yaml_text
+from .slowfast_config import AVA, make_plan, write_all, yaml_text
 from .splits import draw_split
+from .start import check_start
 
 EXAMPLES = """\
 examples:
@@ -48,7 +49,7 @@ def add_arguments(command: Any) -> None:
 
 def run(options: Any) -> int:
     """Check, write frames and lists; returns the exit code."""
-    check_no_training(options)
+    check_start(options)
     findings, out = Findings(KINDS), options.out.resolve()
     if not options.videos.is_dir():
         raise ValueError(f"{options.videos}: no such folder")

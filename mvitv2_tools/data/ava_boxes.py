@@ -143,7 +143,9 @@ def find_videos(
     used = set(found.values())
     for path in files:
         if path not in used:
-            findings.add("video without boxes", str(path.relative_to(folder)), "no row names it")
+            findings.add(
+                "video without boxes", str(path.relative_to(folder)), "no good row names it"
+            )
     return found
 
 

@@ -16,13 +16,15 @@ from .labelled import Item, Labelled
 from .labelled_task import add_labelled, counts, gpus_of, read_labelled
 from .options import say_findings, workers_of
 from .parallel import map_files
-from .slowfast_config import IMAGES, check_no_training, labels_text, make_plan, write_all, yaml_text
+from .slowfast_config import IMAGES, labels_text, make_plan, write_all, yaml_text
+from .start import check_start
 from .video_check import check_copies
 
 KINDS = {
     **LABELLED_KINDS,
     "unreadable image": Kind("error", "The trainer would stop."),
     "same image, two labels": Kind("error", "Which one is right?"),
+    "16-bit picture": Kind("error", "PySlowFast shows it white: store 8 bits a channel."),
     "turned by EXIF": Kind("warning", "PySlowFast shows it unturned; store it upright."),
     "small picture": Kind("warning", "Its shorter side is under 64 pixels."),
 }
@@ -43,7 +45,7 @@ def add_arguments(command: Any) -> None:
 
 def run(options: Any) -> int:
     """Check and write; returns the exit code."""
-    check_no_training(options)
+    check_start(options)
     findings = Findings(KINDS)
     labelled = read_labelled(options, PICTURES, findings)
     check_images(labelled, workers_of(options), findings)
@@ -78,6 +80,8 @@ def check_images(labelled: Labelled, workers: int, findings: Findings) -> None:
             findings.add("unreadable image", item.row, seen.error)
             continue
         same[seen.digest].append(item)
+        if seen.deep:
+            findings.add("16-bit picture", item.row, "its values have more than 8 bits")
         if seen.size != seen.stored:
             findings.add("turned by EXIF", item.row, f"{seen.stored} is shown as {seen.size}")
         if min(seen.size) < 64:

@@ -22,6 +22,7 @@ KINDS = {
     "train and val overlap": Kind("error", "Validation would measure what was learnt by heart."),
     "class not in train": Kind("error", "It cannot be learnt."),
     "group on both sides": Kind("warning", "Clips of one video in train and val: --group."),
+    "classes alike": Kind("warning", "They differ in capitals alone: are they one?"),
     "class not in val": Kind("warning", "It is not measured."),
     "file listed twice": Kind("warning", "It counts twice."),
     "same content twice": Kind("warning", "It counts twice."),
@@ -169,6 +170,7 @@ def read_csv(
     for number, cells in rows:
         row = f"{file.name}, row {number}"
         path, label = cells.get(names[0], ""), cells.get(names[1], "")
+        row += f", {path}" if path else ""
         if not path or not label:
             findings.add("row without a label", row, f"{' '.join(filter(None, cells.values()))!r}")
             continue
@@ -197,11 +199,15 @@ def _read_rows(file: Path) -> tuple[tuple[str, str], list[tuple[int, dict[str, s
     """Names of the path's and the label's columns, and the rows by their numbers from 1."""
     try:
         lines = file.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: must be saved as UTF-8: {error}") from error
+    except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error}") from error
     filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not filled:
         raise ValueError(f"{file}: is empty")
+    if all(";" in line and "," not in line for _, line in filled):
+        raise ValueError(f"{file}: its columns must be parted by commas, not by semicolons")
     if not any("," in line for _, line in filled):
         pairs = [(number, (line.strip().rsplit(None, 1) + [""])[:2]) for number, line in filled]
         rows = [(number, {"path": path, "label": label}) for number, (path, label) in pairs]
@@ -235,6 +241,11 @@ def check_items(labelled: Labelled, findings: Findings) -> None:
             findings.add("file listed twice", str(item.path), f"{first.row} and {item.row}")
         if not item.path.is_file():
             findings.add("missing file", item.row, f"{item.path} is not there")
+    spelt: dict[str, str] = {}
+    for name in labelled.classes:
+        alike = spelt.setdefault(name.casefold(), name)
+        if alike != name:
+            findings.add("classes alike", repr(name), f"and {alike!r}")
     if not labelled.items:
         findings.add("no data", "all", "not one labelled file was found")
     sides: dict[str, Item] = {}

@@ -10,18 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mvitv2_core.checkpoint.describe import read_layout
-from mvitv2_core.checkpoint.files import read_checkpoint, whole_file
-from mvitv2_core.checkpoint.formats import to_project
-from mvitv2_core.checkpoint.hub import OFFICIAL
-from mvitv2_core.model_info import IMAGENET_MEAN, IMAGENET_STD
+from mvitv2_core.checkpoint.files import whole_file
 from mvitv2_core.path_manager import PREFIX
 from mvitv2_core.recipes import recipe_path
 
 from .findings import Findings
 from .labelled import Item
-
-LEAST_CLASSES = 5  # PySlowFast's trainer measures top-5 whatever the number of classes
+from .start import LEAST_CLASSES, labels, other_classes, start_keys
 
 
 @dataclass(frozen=True)
@@ -98,8 +93,8 @@ class Plan:
 
     @property
     def summary(self) -> str:
-        """Two lines for a person."""
-        return (
+        """Some lines for a person."""
+        return other_classes(self.weights, self.classes) + (
             f"{self.recipe.file}, {len(self.classes)} classes, from "
             f"{self.weights or 'random weights'}\n"
             f"{self.train} to learn from, {self.batch} a step: {self.epochs} epochs, lr {self.lr:g}"
@@ -135,41 +130,6 @@ def make_plan(
         epochs = min(max(math.ceil(recipe.seen / train), LEAST_EPOCHS), MOST_EPOCHS)
     weights = recipe.weights if options.weights is None else options.weights
     return Plan(recipe, dataset, classes, train, batch, gpus, epochs, weights, data, keys)
-
-
-def check_no_training(options: Any) -> None:
-    """ValueError where ``--out`` holds a training: PySlowFast would go on with it, on other data.
-
-    Its classes would then get the names of the new ones.
-    """
-    run = options.out / "run"
-    if not options.check_only and not options.force and any((run / "checkpoints").glob("*.pyth")):
-        raise ValueError(
-            f"--out {options.out}: {run} holds a training, which PySlowFast would go on with: "
-            f"remove it, give another --out, or --force"
-        )
-
-
-def start_keys(weights: str, dataset: str) -> dict[str, Any]:
-    """The key that PySlowFast reads weights from: image weights have one of their own.
-
-    For clips they bring the colours that they expect, as in ``configs/base/image_init.yaml``.
-
-    Raises:
-        CheckpointError: a file that cannot be read.
-    """
-    official = OFFICIAL.get(weights.removeprefix(PREFIX))
-    if official is not None:
-        image = official.format == "image"
-    else:
-        state = read_checkpoint(weights, check=False).state
-        image = read_layout(to_project(weights, state).known).rank == 2
-    if not image and dataset != "imagenet":
-        return {"TRAIN.CHECKPOINT_FILE_PATH": weights}
-    keys: dict[str, Any] = {"MVITV2.IMAGE_CHECKPOINT": weights}
-    if dataset != "imagenet":
-        keys |= {"DATA.MEAN": list(IMAGENET_MEAN), "DATA.STD": list(IMAGENET_STD)}
-    return keys
 
 
 def yaml_text(plan: Plan, command: str, task: str) -> str:
@@ -240,14 +200,17 @@ def _quoted(value: Any) -> str:
         return str(value)
     if isinstance(value, float):
         text = f"{value:.6g}"  # YAML 1.1 reads 1e-05 as a text: it wants a point
-        return text.replace("e", ".0e") if "e" in text and "." not in text else text
+        if "." in text:
+            return text
+        return (
+            text.replace("e", ".0e") if "e" in text else f"{text}.0"
+        )  # nor is 1 one of its floats
     return json.dumps(value, ensure_ascii=False)  # JSON is YAML
 
 
 def labels_text(classes: Sequence[str]) -> str:
     """One name a line, and one for each output that no class has."""
-    names = [*classes, *(f"unused {k}" for k in range(len(classes), LEAST_CLASSES))]
-    return "".join(f"{name}\n" for name in names)
+    return "".join(f"{name}\n" for name in labels(classes))
 
 
 def list_texts(

@@ -15,13 +15,13 @@ from .options import say_findings, workers_of
 from .slowfast_config import (
     VIDEO,
     Recipe,
-    check_no_training,
     labels_text,
     list_texts,
     make_plan,
     write_all,
     yaml_text,
 )
+from .start import check_start
 from .video_check import KINDS, check_videos
 
 EXAMPLES = """\
@@ -40,7 +40,7 @@ def add_arguments(command: Any) -> None:
 
 def run(options: Any) -> int:
     """Check and write; returns the exit code."""
-    check_no_training(options)
+    check_start(options)
     findings = Findings(KINDS)
     labelled = read_labelled(options, VIDEOS, findings)
     recipe = VIDEO[options.model]

@@ -175,6 +175,8 @@ def test_image_faults_are_named(data, pictures: Path, tmp_path: Path) -> None:
     (pictures / "rose/0.png").write_bytes(b"no picture")
     shutil.copy(pictures / "rose/1.png", pictures / "tulip/other.png")
     Image.fromarray(picture(40, 30)).save(pictures / "rose/2.png")
+    deep = np.arange(70 * 66, dtype=np.uint16).reshape(66, 70)
+    Image.fromarray(deep).save(pictures / "rose/4.png")
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(picture(70, 66, seed=7)).save(pictures / "rose/3.png", exif=exif)

@@ -80,15 +80,16 @@ def csv_of(folder: Path, text: str, name: str = "list.csv") -> Path:
 
 LIST = f"{FIRST} 0\njump/v_jump_g01_c00.mp4 0\nrun/v_run_g00_c00.mp4 1\nrun/v_run_g01_c00.mp4 1\n"
 LISTS = [
-    (LIST + "run/gone.mp4 1\n", "missing file", "row 5"),
+    (LIST + "run/gone.mp4 1\n", "missing file", "row 5, run/gone.mp4: "),
     (LIST + "run/v_run_g02_c00.mp4\n", "row without a label", "row 5"),
-    (LIST + f"{FIRST} 1\n", "one file, two labels", "row 1, '1' in list.csv, row 5"),
-    (LIST + f"{FIRST} 0\n", "file listed twice", "row 1 and list.csv, row 5"),
+    (LIST + f"{FIRST} 1\n", "one file, two labels", f"row 1, {FIRST}, '1' in list.csv, row 5"),
+    (LIST + f"{FIRST} 0\n", "file listed twice", f"row 1, {FIRST} and list.csv, row 5"),
     ("path,label,split\n" + LIST.replace(" ", ",").replace("\n", ",train\n")
      + f"{FIRST},0,val\n", "train and val overlap", "the same file is in train"),
     ("path,label,split\n" + LIST.replace(" ", ",").replace("\n", ",train\n")
      + "jump/v_jump_g00_c01.mp4,0,val\n", "group on both sides", "'v_jump_g00' is in train"),
     (LIST.replace(" 1\n", " 2\n"), "class not in train", "'1': 0 groups"),
+    (LIST.replace(" 1\n", " Run\n").replace(" 0\n", " run\n"), "classes alike", "'run': and 'Run'"),
 ]  # fmt: skip
 
 
