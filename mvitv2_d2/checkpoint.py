@@ -60,9 +60,17 @@ def install() -> None:
         self._mvitv2_ema = bool(path) and path.endswith(EMA_QUERY)
         path = path.removesuffix(EMA_QUERY) if path else path
         try:
-            return load(self, path, *args, **kwargs)
+            rest = load(self, path, *args, **kwargs)
         finally:
             self._mvitv2_ema = False
+        resumed = not args and kwargs.get("checkpointables") is None
+        if resumed and "trainer" in self.checkpointables and EMA_KEY in rest:
+            self.logger.warning(
+                "%s holds an average of the weights, with which this run does not go on: give the "
+                "option for it again (docs/training.md)",
+                path,
+            )
+        return rest
 
     @functools.wraps(load_file)
     def safe_load_file(self: Any, filename: str) -> Any:

@@ -204,7 +204,16 @@ def make_groups(
 
     Args:
         groups: a function, or its name with dots.
+
+    Raises:
+        ValueError: a ``LayerDecay`` of another depth than the backbone's.
     """
+    factor = kwargs.get("lr_factor_func")
+    for module in model.modules():
+        if not isinstance(factor, LayerDecay) or not isinstance(module, MViT):
+            continue
+        if factor.depth != len(module.blocks):
+            refuse("depth of LayerDecay", f"the backbone's {len(module.blocks)}", factor.depth)
     return Groups(model, _located(groups)(model=model, **kwargs))
 
 

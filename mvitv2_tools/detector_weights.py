@@ -30,14 +30,16 @@ def check_weights(config: Path, weights: str) -> None:
         )
 
 
-def load_detector(model: torch.nn.Module, weights: str) -> None:
+def load_detector(model: torch.nn.Module, weights: str) -> str:
     """Load a detector's weights, all of them, through this project's reader.
 
-    Of a training with an average of the weights it takes that, as the trainer's evaluation does.
+    Of a training with an average of the weights it takes that, as the trainer's evaluation does;
+    returns words that say so.
     """
     path = weights_path(weights)
-    checkpoint = read_checkpoint(path, check=False)
+    checkpoint, which = read_checkpoint(path, check=False), ""
     if checkpoint.ema == EMA_KEY:
+        which = " (their average)"
         checkpoint = read_checkpoint(path, check=False, ema=True)
     state = checkpoint.state
     held = model.state_dict()
@@ -56,3 +58,4 @@ def load_detector(model: torch.nn.Module, weights: str) -> None:
     if causes:
         raise CheckpointError(f"{path}: does not fit the config's detector: {'; '.join(causes)}")
     model.load_state_dict({name: state[name] for name in held})
+    return which

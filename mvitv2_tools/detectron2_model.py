@@ -75,7 +75,7 @@ def build_detector(
         beside = config.parent / "model_final.pth"
         weights = str(beside) if beside.is_file() else named
     check_weights(config, weights)
-    load_detector(model, weights)
+    which = load_detector(model, weights)
     labels = _labels(dataset, config.parent, options)
     detector = Detector(
         model,
@@ -89,7 +89,7 @@ def build_detector(
         _stuff(dataset),
     )
     unnamed = "" if labels is not None else "; its classes have no names here (--labels FILE)"
-    return detector, f"{what}: detector, weights {weights}{unnamed}"
+    return detector, f"{what}: detector, weights {weights}{which}{unnamed}"
 
 
 def _from_lazy(config: Path, options: Any) -> tuple[Any, list[Any], str, str, str]:

@@ -26,6 +26,7 @@ KINDS = {
     "box in fractions": Kind("error", "COCO has pixels, not shares of the width and height."),
     "boxes look like corners": Kind("error", "COCO has x, y, width, height, not x1, y1, x2, y2."),
     "bad mask": Kind("error", STOPS),
+    "polygon in y, x": Kind("error", "COCO's polygons are x, y: " + SPOILS.lower()),
     "masks only in part": Kind("error", "Give all boxes a mask, or train with --boxes-only."),
     "evaluation would stop": Kind("error", "COCO's evaluation reads area and iscrowd of each."),
     "missing file": Kind("error", STOPS),
@@ -135,7 +136,9 @@ def read_split(name: str, json_file: Path, image_root: Path, findings: Findings)
         findings.add("not a COCO json", str(json_file), f"save it as UTF-8: {error}")
         return split
     except ValueError as error:  # JSONDecodeError is
-        findings.add("not a COCO json", str(json_file), str(error))
+        bom = "a byte order mark stands before it: save it as UTF-8 without BOM"
+        cause = bom if "BOM" in str(error) else f"no JSON, or cut off: {error}"
+        findings.add("not a COCO json", str(json_file), cause)
         return split
     lists = ("images", "annotations", "categories")
     missing = [k for k in lists if not isinstance(content, dict) or not _is_list(content.get(k))]

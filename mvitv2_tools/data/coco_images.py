@@ -6,7 +6,9 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+from unicodedata import normalize
+from urllib.parse import unquote
 
 from mvitv2_core.media import MediaError, open_image
 
@@ -14,6 +16,9 @@ from ..inputs import PICTURES
 from .coco_check import Split
 from .findings import Findings
 from .parallel import map_files
+
+# Ways to write an accented letter: as one character, or as two.
+FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 
 
 class Look(NamedTuple):
@@ -109,4 +114,13 @@ def _hint(path: Path, root: Path, by_name: dict[str, Path]) -> str:
     if "\\" in path.name:
         return "; its name has backslashes"
     near = by_name.get(path.name.lower())
-    return f"; there is {near.relative_to(root)} in {root}" if near else ""
+    if near is not None:
+        return f"; there is {near.relative_to(root)} in {root}"
+    for name, what in (
+        (unquote(path.name), "without the signs of an address (%20 and the like)"),
+        *((normalize(form, path.name), f"in another Unicode form ({form})") for form in FORMS),
+    ):
+        near = by_name.get(name.lower())
+        if near is not None:
+            return f"; there is {str(near.relative_to(root))!a}, the same name {what}"
+    return ""

@@ -61,11 +61,27 @@ def _check_mask(
         return
     xs, ys = [x for p in mask for x in p[::2]], [y for p in mask for y in p[1::2]]
     x, y, width, height = annotation["bbox"]
-    extent = (min(xs), min(ys), max(xs), max(ys))
-    share = _iou(extent, (x, y, x + width, y + height))
-    if share < 0.5:
-        text = f"the mask spans {[round(v, 1) for v in extent]}, the box {annotation['bbox']}"
-        findings.add("mask and box disagree", where, f"{text} as x, y, width, height")
+    left, top, right, bottom = extent = (min(xs), min(ys), max(xs), max(ys))
+    box = (x, y, x + width, y + height)
+    spans = f"the mask spans {_rounded(extent)} as x1, y1, x2, y2, the box {_rounded(box)}"
+    if _near(extent, box):
+        return
+    if _near(extent, annotation["bbox"]):
+        text = f"{spans}: the json's {_rounded(annotation['bbox'])} are corners"
+        findings.add("boxes look like corners", where, text)
+    elif _near((top, left, bottom, right), box):
+        findings.add("polygon in y, x", where, spans)
+    elif _iou(extent, box) < 0.5:
+        findings.add("mask and box disagree", where, spans)
+
+
+def _near(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two boxes are the same but for rounding, in pixels."""
+    return all(abs(p - q) <= 1.5 for p, q in zip(a, b, strict=True))
+
+
+def _rounded(box: Sequence[float]) -> list[float]:
+    return [round(value, 1) for value in box]
 
 
 def _is_polygon(points: Any) -> bool:

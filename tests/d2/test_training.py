@@ -21,7 +21,7 @@ from mvitv2_core import CheckpointError, load_checkpoint
 from mvitv2_core.layer_groups import layer_scale
 from mvitv2_core.training import average_of
 from mvitv2_d2 import MViT
-from mvitv2_d2.training import LayerDecay, prepare_from_cfg, with_training
+from mvitv2_d2.training import LayerDecay, make_groups, prepare_from_cfg, with_training
 from projects.detection.train_net import Trainer
 from tests.compare import error, randomize
 from tests.d2.yaml_cfg import small
@@ -126,6 +126,9 @@ def test_layer_decay_refuses() -> None:
     assert factor("roi_heads.blocks.7.weight") == factor("backbone.fpn_lateral2.bias") == 1.0
     with pytest.raises(ValueError, match="depth must be more than 2"):
         factor("backbone.bottom_up.blocks.2.norm1.weight")
+    model = Detector()
+    with pytest.raises(ValueError, match=f"depth of LayerDecay must be the backbone's {DEPTH}"):
+        make_groups(model, lr_factor_func=LayerDecay(0.9, DEPTH + 1))
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -199,6 +202,23 @@ def test_average_in_checkpoints(tmp_path: Path) -> None:
     torch.save({"model": fresh.state_dict()}, tmp_path / "none.pth")
     with pytest.raises(CheckpointError, match="holds no EMA weights"):
         DetectionCheckpointer(fresh).load(f"{tmp_path / 'none.pth'}?ema=True")
+
+
+def test_a_resumed_run_without_its_average_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not where a training starts from such weights, nor where the average goes on."""
+    ours, _ = pair()
+    trainer = steps(ours, lazy(with_training(ADAMW, ema_decay=0.6), ours), 1)
+    DetectionCheckpointer(ours, str(tmp_path), trainer=trainer).save("model_final", iteration=0)
+    for decay, resume, said in ((0.6, True, False), (0.0, False, False), (0.0, True, True)):
+        caplog.clear()
+        model, _ = pair()
+        optimizer = lazy(with_training(ADAMW, ema_decay=decay), model)
+        again = SimpleTrainer(model, [batch(0)], optimizer)
+        checkpointer = DetectionCheckpointer(model, str(tmp_path), trainer=again)
+        checkpointer.resume_or_load(str(tmp_path / "model_final.pth"), resume=resume)
+        assert ("with which this run does not go on" in caplog.text) == said
 
 
 @pytest.mark.parametrize(

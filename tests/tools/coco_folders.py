@@ -126,6 +126,19 @@ def _corners(folder: Folder) -> None:
         entry.pop("segmentation")
 
 
+def _turned_polygon(folder: Folder) -> None:
+    x, y, width, height = folder.train["annotations"][0]["bbox"]
+    polygon = [y, x, y, x + width, y + height, x + width, y + height, x]
+    folder.train["annotations"][0]["segmentation"] = [polygon]
+
+
+def _one_in_corners(folder: Folder) -> None:
+    one = folder.train["annotations"][0]
+    x, y, width, height = one["bbox"]
+    one["segmentation"] = [[x, y, x + width, y, x + width, y + height]]
+    one["bbox"] = [x, y, x + width, y + height]
+
+
 def _no_wren(folder: Folder) -> None:
     for entry in folder.val["annotations"]:
         entry["category_id"] = 7
@@ -133,6 +146,16 @@ def _no_wren(folder: Folder) -> None:
 
 def _renamed(folder: Folder) -> None:
     folder.val["categories"][0]["name"] = "eagle"
+
+
+def _renamed_to(named: str, stored: str) -> Spoil:
+    """The json says one name, the folder has another."""
+
+    def spoil(folder: Folder) -> None:
+        folder.train["images"][3]["file_name"] = named
+        (folder.path / "train/3.png").rename(folder.path / "train" / stored)
+
+    return spoil
 
 
 def _all_empty(folder: Folder) -> None:
@@ -192,6 +215,8 @@ SPOILS: list[tuple[str, Spoil, str, str]] = [
     ("gone", _file("train/3.png", Path.unlink), "missing file", "train, 3.png"),
     ("other case", _file("train/3.png", lambda p: p.rename(p.with_name("3.PNG"))),
      "missing file", "there is 3.PNG"),
+    ("Unicode form", _renamed_to("K\u00f6ln.png", "Ko\u0308ln.png"), "missing file", "form (NFD)"),
+    ("address", _renamed_to("a%20b.png", "a b.png"), "missing file", "signs of an address"),
     ("cut", _file("train/2.png", _cut), "unreadable image", "train, 2.png"),
     ("size", _set("val", "images", 0, width=101), "other size than the json says", "101 x 80"),
     ("turned", _file("train/0.png", _turned), "other size than the json says", "EXIF turns it"),
@@ -218,6 +243,8 @@ SPOILS: list[tuple[str, Spoil, str, str]] = [
      "bad mask", "[80, 99]"),
     ("elsewhere", _set("train", "annotations", 0, segmentation=[[60, 60, 90, 60, 90, 70]]),
      "mask and box disagree", "[60, 60, 90, 70]"),
+    ("polygon turned", _turned_polygon, "polygon in y, x", "annotation"),
+    ("one in corners", _one_in_corners, "boxes look like corners", "are corners"),
     ("nan point", _set("train", "annotations", 0, segmentation=[[10, 5, 40, 5, math.nan, 25]]),
      "bad mask", "3 or more"),
     ("text point", _set("train", "annotations", 0, segmentation=[[10, 5, 40, 5, "25", 25]]),
