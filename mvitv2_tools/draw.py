@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,8 @@ def contact_sheet(tiles: Sequence[Image.Image]) -> Image.Image:
 def plot_labels(answers: Sequence[Answer], target: Path, rows: int = 10) -> Path:
     """The strongest labels over a video's time: a row for each, dark where it is likely.
 
-    What is beyond an answer's ``--topk`` counts as 0.
+    Where windows overlap, a stretch shows their mean. What is beyond an answer's ``--topk`` counts
+    as 0.
     """
     from matplotlib.figure import Figure
 
@@ -239,17 +241,37 @@ def plot_labels(answers: Sequence[Answer], target: Path, rows: int = 10) -> Path
     names = sorted(totals, key=lambda name: -totals[name])[:rows]
     figure = Figure(figsize=(11, 1.4 + 0.36 * len(names)), layout="constrained")
     axis = figure.subplots()
-    for answer in answers:
-        assert answer.part.span is not None
-        start, end = answer.part.span
-        by_name = {label.text: label.probability for label in answer.labels}
+    stretches = likely_over_time(answers)
+    for start, end, likely in stretches:
         for row, name in enumerate(names):
-            alpha = by_name.get(name, 0.0)
+            alpha = min(likely.get(name, 0.0), 1.0)  # a sum may round upwards
             axis.barh(row, end - start, left=start, height=0.8, color="#1a5490", alpha=alpha)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
-    axis.set_xlim(answers[0].part.span[0], answers[-1].part.span[1])  # type: ignore[index]
+    axis.set_xlim(stretches[0][0], stretches[-1][1])
     axis.set_xlabel("seconds")
     axis.set_title(f"{Path(answers[0].part.input.path).name}: the darker, the likelier")
     figure.savefig(target, dpi=110)
     return target
+
+
+def likely_over_time(answers: Sequence[Answer]) -> list[tuple[float, float, dict[str, float]]]:
+    """What windows say of each stretch of time, in order and without overlap.
+
+    Returns:
+        start, end, and each label's mean probability over the windows that cover the stretch; a
+        stretch that none covers is left out.
+    """
+    spans = [answer.part.span for answer in answers if answer.part.span is not None]
+    edges = sorted({seconds for span in spans for seconds in span})
+    stretches = []
+    for start, end in pairwise(edges):
+        over = [a for a, span in zip(answers, spans, strict=True) if span[0] <= start < span[1]]
+        likely: dict[str, float] = defaultdict(float)
+        for answer in over:
+            for label in answer.labels:
+                likely[label.text] += label.probability
+        if over:
+            mean = {name: total / len(over) for name, total in likely.items()}
+            stretches.append((start, end, mean))
+    return stretches

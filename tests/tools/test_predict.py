@@ -20,6 +20,10 @@ from mvitv2_core.transforms import ClipTransform, ImageTransform
 from mvitv2_slowfast.model_info import read_info
 from mvitv2_tools import find_model as find_model_module
 from mvitv2_tools import predict as predict_module
+from mvitv2_tools.answers import Answer, Label
+from mvitv2_tools.draw import plot_labels
+from mvitv2_tools.feed import Part
+from mvitv2_tools.inputs import Input
 from tests.compare import randomize
 from tests.media_files import frame_number, picture, set_rotation, write_video
 from tests.tools.conftest import TINY_CLIP, TINY_STILL, Predict, loading_cfg, slowfast_run
@@ -319,6 +323,28 @@ def test_out(predict: Predict, tmp_path: Path) -> None:
     assert len(shown) == 60 and shown[0].width == 320 and shown[0].height > 240
     for name in ("clip_labels.png", "contact_sheet.jpg"):
         assert np.array(Image.open(out / name)).std() > 5
+
+
+def test_overlapping_windows_over_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A stretch under two windows is drawn once, as dark as their mean; gaps stay white."""
+    from matplotlib.axes import Axes
+
+    spans = [(0.0, 2.0), (1.0, 3.0), (2.0, 4.0), (5.0, 6.0)]
+    answers = [
+        Answer(Part(Input("a.mp4", "video"), span=span), [Label(0, "walk", 0.5), Label(1, "", odd)])
+        for span, odd in zip(spans, [0.5, 0.25, 0.25, 0.0], strict=True)
+    ]
+    drawn: dict[int, list] = {0: [], 1: []}
+
+    def barh(self: Axes, row: int, width: float, left: float, alpha: float, **rest: object) -> None:
+        drawn[row].append((left, left + width, alpha))
+
+    monkeypatch.setattr(Axes, "barh", barh)
+    plot_labels(answers, tmp_path / "a.png")
+    edges = [(0, 1), (1, 2), (2, 3), (3, 4), (5, 6)]
+    assert drawn[0] == [(*edge, 0.5) for edge in edges]
+    odd = [0.5, 0.375, 0.25, 0.25, 0.0]
+    assert drawn[1] == [(*edge, mean) for edge, mean in zip(edges, odd, strict=True)]
 
 
 def test_pictures_out(predict: Predict, pictures: Path, tmp_path: Path) -> None:
