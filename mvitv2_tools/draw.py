@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,12 @@ class Writer:
 
     Args:
         folder: is there. Files of an earlier run are replaced.
+        paths: of all inputs; drawings name them by `shortest_names`.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, paths: Iterable[str]) -> None:
         self.folder, self.written = Path(folder), []  # type: Path, list[Path]
+        self._titles = shortest_names(paths)
         self._names: dict[str, str] = {}
         self._tiles: list[Image.Image] = []
         self._windows: dict[str, list[Answer]] = defaultdict(list)
@@ -68,7 +70,8 @@ class Writer:
     def _add_tile(self, answer: Answer) -> None:
         if len(self._tiles) < TILES:
             pixels = answer.drawing if answer.drawing is not None else answer.part.picture
-            self._tiles.append(tile(np.asarray(pixels), answer))
+            title = self._titles[answer.part.input.path]
+            self._tiles.append(tile(np.asarray(pixels), answer, title))
 
     def _add_frame(self, answer: Answer) -> None:
         part = answer.part
@@ -93,7 +96,8 @@ class Writer:
         name = self._name(path)
         self.written.append(label_video(path, answers, self.folder / f"{name}.mp4"))
         if len(answers) > 1:
-            self.written.append(plot_labels(answers, self.folder / f"{name}_labels.png"))
+            target = self.folder / f"{name}_labels.png"
+            self.written.append(plot_labels(answers, target, self._titles[path]))
 
     def _name(self, path: str) -> str:
         """A file name for an input: its own, with a number where two are alike."""
@@ -186,8 +190,19 @@ def label_bar(answer: Answer, width: int, rows: int = 3) -> np.ndarray:
     return np.asarray(image)
 
 
-def tile(pixels: np.ndarray, answer: Answer) -> Image.Image:
-    """A small picture with its answer below."""
+def shortest_names(paths: Iterable[str]) -> dict[str, str]:
+    """Each path's own name, with as many of its folders as no other path's end has."""
+    parts = {path: Path(path).parts for path in paths}
+    ends = Counter(p[-n:] for p in parts.values() for n in range(1, len(p) + 1))
+    names = {}
+    for path, p in parts.items():
+        size = next((n for n in range(1, len(p)) if ends[p[-n:]] == 1), len(p))
+        names[path] = str(Path(*p[-size:]))
+    return names
+
+
+def tile(pixels: np.ndarray, answer: Answer, name: str) -> Image.Image:
+    """A small picture with its name and answer below."""
     image = Image.fromarray(pixels)
     image.thumbnail((TILE, TILE)) if max(image.size) > TILE else None
     scale = TILE / max(image.size)
@@ -197,7 +212,6 @@ def tile(pixels: np.ndarray, answer: Answer) -> Image.Image:
     canvas = Image.new("RGB", (TILE, TILE + 46), "white")
     canvas.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
-    name = Path(answer.part.input.path).name
     if answer.part.span is not None and answer.things is None:
         name += f"  {clock(answer.part.span[0])}"
     if answer.things is None:
@@ -226,7 +240,7 @@ def contact_sheet(tiles: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def plot_labels(answers: Sequence[Answer], target: Path, rows: int = 10) -> Path:
+def plot_labels(answers: Sequence[Answer], target: Path, name: str, rows: int = 10) -> Path:
     """The strongest labels over a video's time: a row for each, dark where it is likely.
 
     Where windows overlap, a stretch shows their mean. What is beyond an answer's ``--topk`` counts
@@ -238,19 +252,19 @@ def plot_labels(answers: Sequence[Answer], target: Path, rows: int = 10) -> Path
     for answer in answers:
         for label in answer.labels:
             totals[label.text] += label.probability
-    names = sorted(totals, key=lambda name: -totals[name])[:rows]
+    names = sorted(totals, key=lambda text: -totals[text])[:rows]
     figure = Figure(figsize=(11, 1.4 + 0.36 * len(names)), layout="constrained")
     axis = figure.subplots()
     stretches = likely_over_time(answers)
     for start, end, likely in stretches:
-        for row, name in enumerate(names):
-            alpha = min(likely.get(name, 0.0), 1.0)  # a sum may round upwards
+        for row, text in enumerate(names):
+            alpha = min(likely.get(text, 0.0), 1.0)  # a sum may round upwards
             axis.barh(row, end - start, left=start, height=0.8, color="#1a5490", alpha=alpha)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.set_xlim(stretches[0][0], stretches[-1][1])
     axis.set_xlabel("seconds")
-    axis.set_title(f"{Path(answers[0].part.input.path).name}: the darker, the likelier")
+    axis.set_title(f"{name}: the darker, the likelier")
     figure.savefig(target, dpi=110)
     return target
 
@@ -272,6 +286,6 @@ def likely_over_time(answers: Sequence[Answer]) -> list[tuple[float, float, dict
             for label in answer.labels:
                 likely[label.text] += label.probability
         if over:
-            mean = {name: total / len(over) for name, total in likely.items()}
+            mean = {text: total / len(over) for text, total in likely.items()}
             stretches.append((start, end, mean))
     return stretches

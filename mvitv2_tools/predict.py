@@ -146,7 +146,7 @@ def answer_all(predictor: Any, inputs: Sequence[Any], options: Any) -> int:
     if options.out is not None:
         from .draw import Writer
 
-        writer = Writer(options.out)
+        writer = Writer(options.out, [given.path for given in inputs])
     failed = 0
     parts = feed(inputs, predictor.read_picture, predictor.read_video)
     hidden = True if options.quiet else None  # None: hidden where there is no terminal

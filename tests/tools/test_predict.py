@@ -21,7 +21,7 @@ from mvitv2_slowfast.model_info import read_info
 from mvitv2_tools import find_model as find_model_module
 from mvitv2_tools import predict as predict_module
 from mvitv2_tools.answers import Answer, Label
-from mvitv2_tools.draw import plot_labels
+from mvitv2_tools.draw import plot_labels, shortest_names
 from mvitv2_tools.feed import Part
 from mvitv2_tools.inputs import Input
 from tests.compare import randomize
@@ -301,9 +301,20 @@ def test_damaged_and_turned_videos(predict: Predict, tmp_path: Path) -> None:
     assert set(broken) <= {str(front), str(videos / "cut.ts")}
 
 
-def test_out(predict: Predict, tmp_path: Path) -> None:
+def test_out(predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Annotated videos, labels over time, a contact sheet; names that are alike are kept apart."""
     import av
+    from matplotlib.axes import Axes
+    from PIL.ImageDraw import ImageDraw
+
+    titles, texts, text = [], [], ImageDraw.text
+    monkeypatch.setattr(Axes, "set_title", lambda self, title: titles.append(title))
+
+    def write(self: ImageDraw, place: tuple, words: str, *rest: object) -> None:
+        texts.append(words)
+        text(self, place, words, *rest)
+
+    monkeypatch.setattr(ImageDraw, "text", write)
 
     cfg = loading_cfg(TINY_CLIP)
     slowfast_run(tmp_path / "run", cfg)
@@ -318,6 +329,9 @@ def test_out(predict: Predict, tmp_path: Path) -> None:
         *("clip.mp4", "clip_2.mp4", "clip_labels.png", "clip_2_labels.png"),
         "contact_sheet.jpg",
     }
+    named = [str(Path(folder, "clip.mp4")) for folder in ("a", "b")]
+    assert titles == [f"{name}: the darker, the likelier" for name in named]
+    assert all(any(text.startswith(f"{name}  0:") for text in texts) for name in named)
     with av.open(str(out / "clip.mp4")) as container:
         shown = list(container.decode(video=0))
     assert len(shown) == 60 and shown[0].width == 320 and shown[0].height > 240
@@ -340,11 +354,19 @@ def test_overlapping_windows_over_time(monkeypatch: pytest.MonkeyPatch, tmp_path
         drawn[row].append((left, left + width, alpha))
 
     monkeypatch.setattr(Axes, "barh", barh)
-    plot_labels(answers, tmp_path / "a.png")
+    plot_labels(answers, tmp_path / "a.png", "a.mp4")
     edges = [(0, 1), (1, 2), (2, 3), (3, 4), (5, 6)]
     assert drawn[0] == [(*edge, 0.5) for edge in edges]
     odd = [0.5, 0.375, 0.25, 0.25, 0.0]
     assert drawn[1] == [(*edge, mean) for edge, mean in zip(edges, odd, strict=True)]
+
+
+def test_shortest_names() -> None:
+    paths = ["x/1/a.mov", "y/1/a.mov", "y/2/a.mov", "y/b.mov", "a.mov"]
+    names = ["x/1/a.mov", "y/1/a.mov", "2/a.mov", "b.mov", "a.mov"]
+    expected = {path: str(Path(name)) for path, name in zip(paths, names, strict=True)}
+    assert shortest_names(paths) == expected
+    assert shortest_names(paths[:1]) == {paths[0]: "a.mov"}
 
 
 def test_pictures_out(predict: Predict, pictures: Path, tmp_path: Path) -> None:
