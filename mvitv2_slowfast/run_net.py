@@ -9,8 +9,10 @@ cures no more than that needs.
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from mvitv2_slowfast import compat
 from mvitv2_slowfast.locate import HOW_TO_GET, PySlowFastError
@@ -37,9 +39,25 @@ def main() -> None:
     """Say what was cured, and run PySlowFast's main with this command's arguments."""
     for line in compat.applied:
         print(f"mvitv2_slowfast: {line}", file=sys.stderr)
-    from vision.fair.slowfast.tools.run_net import main as run
+    from vision.fair.slowfast.tools import run_net
 
-    run()
+    run_net.launch_job = functools.partial(_launch, run_net.launch_job)
+    run_net.main()
+
+
+def _launch(original: Callable[..., None], cfg: Any, **rest: Any) -> None:
+    """PySlowFast's ``launch_job``, which makes process groups for several GPUs a machine alone.
+
+    Otherwise each machine runs by itself: models of their own, at the rate for all machines, in
+    one folder.
+    """
+    if cfg.NUM_SHARDS > 1 and cfg.NUM_GPUS <= 1:
+        _give_up(
+            f"NUM_GPUS must be 2 or more with --num_shards {cfg.NUM_SHARDS}, got {cfg.NUM_GPUS}: "
+            "with fewer, PySlowFast trains a model on each machine by itself. Take machines of "
+            "several GPUs, or one machine without --num_shards."
+        )
+    original(cfg, **rest)
 
 
 def _give_up(message: str) -> NoReturn:

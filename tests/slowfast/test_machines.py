@@ -13,7 +13,7 @@ import torch
 from tests.killing import same
 from tests.machines import Machine, check_resumed, curve, finish, free_port, lose_one
 from tests.slowfast import toy
-from tests.slowfast.launch import needs_pyslowfast, stats, write_config
+from tests.slowfast.launch import needs_pyslowfast, python, stats, write_config
 
 pytestmark = needs_pyslowfast
 EPOCHS, STEPS = 3, 3  # 12 clips on four ranks, one a step each
@@ -84,6 +84,17 @@ def test_lost_machine_and_evaluation(data: Path, tmp_path: Path) -> None:
     assert ours == theirs
     (last,) = stats(whole, "val_epoch")
     assert stats(output, "val_epoch")[-1]["top1_err"] == last["top1_err"]
+
+
+@pytest.mark.parametrize("gpus", ["0", "1"])
+def test_machines_of_one_rank_are_refused(gpus: str, tmp_path: Path) -> None:
+    """PySlowFast makes no process group for them: each would train alone, into one folder."""
+    command = ["-m", "mvitv2_slowfast.run_net", "--cfg", str(write_config(tmp_path))]
+    options = ["--num_shards", "2", "--shard_id", "0", "--opts", "NUM_GPUS", gpus]
+    result = python(*command, *options, cwd=tmp_path)
+    assert result.returncode == 2
+    said = f"NUM_GPUS must be 2 or more with --num_shards 2, got {gpus}: "
+    assert result.stderr.splitlines()[-1].startswith(said)
 
 
 def test_repeated_views_count_once() -> None:
