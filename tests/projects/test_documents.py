@@ -63,6 +63,9 @@ OS = ("import torch\n", "import os\nimport torch\n")
 CLIP = "from tests.media_files import frame_number, write_video\n"
 CLIP += "film = write_video(os.environ['OUT'] + '/a.mp4', frame_number(30, 64, 48))\n"
 FILMED = ((OS[0], OS[1] + CLIP), ('"dance.mp4"', "film"), ("weights=True", "weights=False"))
+KINETICS = "import os\nfrom pathlib import Path\nfrom tests.slowfast.toy import make_kinetics\n"
+KINETICS += "make_kinetics(Path(os.environ['OUT']) / 'k400')\nfrom mvitv2_slowfast.plugin"
+OWN_LOADER = (("from mvitv2_slowfast.plugin", KINETICS), ('"k400"', 'os.environ["OUT"] + "/k400"'))
 FINE_TUNED = """python -c 'import os, torch; from mvitv2_core import create_model
 model = create_model("mvitv2_tiny", num_classes=10)
 torch.save(model.state_dict(), os.environ["OUT"] + "/birds.pth")'
@@ -225,6 +228,7 @@ BLOCKS = [
         slow=True,
     ),
     Block(VIDEO, "pip install -e '.[slowfast]'", needs=NETWORK),
+    Block(VIDEO, "import connect", OWN_LOADER, "PySlowFast", slow=True),
     Block(
         VIDEO,
         "--opts DATA.PATH_TO_DATA_DIR $K400 DATA.PATH_PREFIX $K400 OUTPUT_DIR out\n",
