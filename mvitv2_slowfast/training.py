@@ -1,7 +1,7 @@
 """An average of the weights, accumulation and more under PySlowFast's unmodified trainer.
 
 The trainer reaches its parts as ``module.function``: ``plugin.connect`` puts a function around
-five of them. For models that are not this project's, and for keys of the node ``MVITV2`` that are
+six of them. For models that are not this project's, and for keys of the node ``MVITV2`` that are
 left at their defaults, each does what it did.
 """
 
@@ -44,6 +44,7 @@ def connect_trainer() -> None:
     _wrap(train_net, "train_epoch", _train_epoch)
     _wrap(checkpoint, "save_checkpoint", functools.partial(_save, checkpoint))
     _wrap(checkpoint, "load_checkpoint", functools.partial(_load, checkpoint))
+    _wrap(checkpoint, "load_test_checkpoint", functools.partial(_load_test, checkpoint))
     _wrap(loader, "build_dataset", _build_dataset)
 
 
@@ -196,6 +197,18 @@ def _load(
     # A test has the model alone, and takes the average as its weights.
     (ours if average is None else average).load_state_dict(state)
     return epoch
+
+
+def _load_test(checkpoint: Any, original: Any, cfg: Any, model: nn.Module) -> Any:
+    """Upstream says at level INFO, among other lines, that it tests random weights."""
+    named = cfg.TEST.CHECKPOINT_FILE_PATH or cfg.TRAIN.CHECKPOINT_FILE_PATH
+    if _ours(model) is not None and not named and not checkpoint.has_checkpoint(cfg.OUTPUT_DIR):
+        logger.warning(
+            "random weights are tested: OUTPUT_DIR %s has no checkpoint, and "
+            "TEST.CHECKPOINT_FILE_PATH names none",
+            cfg.OUTPUT_DIR,
+        )
+    return original(cfg, model)
 
 
 def _build_dataset(original: Any, name: str, cfg: Any, split: str) -> Dataset:

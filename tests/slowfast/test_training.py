@@ -217,6 +217,22 @@ def test_no_average_in_a_file_is_said(tmp_path: Path, caplog: pytest.LogCaptureF
     assert all(torch.equal(v, tested.state_dict()[n]) for n, v in ours.state_dict().items())
 
 
+def test_random_weights_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Only where there is no checkpoint in OUTPUT_DIR and none is named."""
+    from slowfast.utils import checkpoint
+
+    cfg = config(tmp_path)
+    ours = model_of(cfg)
+    checkpoint.load_test_checkpoint(cfg, ours)
+    assert f"random weights are tested: OUTPUT_DIR {tmp_path} has no checkpoint" in caplog.text
+    caplog.clear()
+    path = checkpoint.save_checkpoint(cfg.OUTPUT_DIR, ours, construct(cfg, ours), 0, cfg)
+    checkpoint.load_test_checkpoint(cfg, ours)
+    named = {"OUTPUT_DIR": str(tmp_path / "none"), "TEST__CHECKPOINT_FILE_PATH": str(path)}
+    checkpoint.load_test_checkpoint(config(tmp_path, **named), ours)
+    assert "random weights" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
