@@ -41,19 +41,3 @@ def test_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lazy.parent.mkdir(parents=True)
     lazy.write_text("")
     assert recipe_path(LAZY) == lazy
-
-
-def test_a_wheel_takes_every_recipe() -> None:
-    """And files alone: setuptools stops at a folder that a pattern finds."""
-    tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11 or newer")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    taken: list[Path] = []
-    for folder, patterns in project["tool"]["setuptools"]["data-files"].items():
-        found = [file for pattern in patterns for file in ROOT.glob(pattern)]
-        assert found and all(file.is_file() for file in found), folder
-        place = folder.removeprefix("share/mvitv2/")
-        assert {file.parent.relative_to(ROOT).as_posix() for file in found} == {place}
-        taken += found
-    folders = ("configs", "projects/detection/configs")
-    recipes = [f for folder in folders for f in (ROOT / folder).rglob("*.*") if f.is_file()]
-    assert sorted(taken) == sorted(f for f in recipes if "__pycache__" not in f.parts)

@@ -117,10 +117,17 @@ def test_packages_say_that_they_are_typed(project: dict) -> None:
 
 
 def test_every_recipe_is_in_the_wheel(project: dict) -> None:
-    folders = {f"configs/{folder.name}" for folder in (ROOT / "configs").iterdir()}
-    data = project["tool"]["setuptools"]["data-files"].values()
-    named = {pattern.removesuffix("/*") for patterns in data for pattern in patterns}
-    assert {name for name in named if name.startswith("configs/")} == folders
+    """And files alone: setuptools stops at a folder that a pattern finds."""
+    taken: list[Path] = []
+    for folder, patterns in project["tool"]["setuptools"]["data-files"].items():
+        found = [file for pattern in patterns for file in ROOT.glob(pattern)]
+        assert found and all(file.is_file() for file in found), folder
+        place = folder.removeprefix("share/mvitv2/")
+        assert {file.parent.relative_to(ROOT).as_posix() for file in found} == {place}
+        taken += found
+    folders = ("configs", "projects/detection/configs")
+    recipes = [f for folder in folders for f in (ROOT / folder).rglob("*.*") if f.is_file()]
+    assert sorted(taken) == sorted(f for f in recipes if "__pycache__" not in f.parts)
 
 
 def test_make_installs_nothing_into_an_environment_of_ones_own(tmp_path: Path) -> None:
