@@ -199,12 +199,10 @@ def _quoted(value: Any) -> str:
     if isinstance(value, bool):
         return str(value)
     if isinstance(value, float):
-        text = f"{value:.6g}"  # YAML 1.1 reads 1e-05 as a text: it wants a point
-        if "." in text:
-            return text
-        return (
-            text.replace("e", ".0e") if "e" in text else f"{text}.0"
-        )  # nor is 1 one of its floats
+        # A float has a point: YAML 1.1 reads 1e-05 as a text, and 1 as a whole number.
+        text = f"{value:.6g}"
+        digits, e, exponent = text.partition("e")
+        return text if "." in digits else f"{digits}.0{e}{exponent}"
     return json.dumps(value, ensure_ascii=False)  # JSON is YAML
 
 

@@ -165,6 +165,13 @@ def machine(args: Namespace) -> dict[str, str | int]:
     return facts | {"dtype": args.dtype, "runs": args.runs, "repeats": args.repeats}
 
 
+def this_cpu() -> dict[str, str | int]:
+    """``machine`` for what is no benchmark: the CPU, and as many threads as PyTorch takes now."""
+    options = {"device": "cpu", "dtype": "fp32", "runs": 1, "repeats": 1}
+    facts = machine(Namespace(threads=torch.get_num_threads(), **options))
+    return {key: value for key, value in facts.items() if key not in ("runs", "repeats")}
+
+
 def arguments() -> Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -93,13 +93,9 @@ def table(row: dict) -> str:
 
 def facts() -> dict[str, str | int]:
     """What a run is measured on."""
-    import torch
+    from projects.benchmark.bench import this_cpu
 
-    from projects.benchmark.bench import machine
-
-    options = {"device": "cpu", "dtype": "fp32", "runs": 1, "repeats": 1}
-    found = machine(argparse.Namespace(threads=torch.get_num_threads(), **options))
-    return {key: value for key, value in found.items() if key not in ("timm", "runs", "repeats")}
+    return {key: value for key, value in this_cpu().items() if key != "timm"}
 
 
 def kept_runs(path: Path, on: dict[str, str | int]) -> list[dict[str, float]]:

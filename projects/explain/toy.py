@@ -25,7 +25,7 @@ from mvitv2_core.config import lay_out
 from mvitv2_core.explain import attention_maps, attention_rollout, enlarge, grad_cam, stage_block
 from mvitv2_core.explain.grad_cam import METHODS
 from mvitv2_core.rows import stage_rows
-from projects.benchmark.bench import machine
+from projects.benchmark.bench import this_cpu
 from projects.benchmark.report import RESULTS
 from projects.fitting import fit
 from projects.video.files import write_text
@@ -201,17 +201,9 @@ def main() -> None:
             name = f"{kind.replace(' ', '_')}_{seed}"
             torch.save({"model_state": model.state_dict()}, options.out / f"{name}.pyth")
             picture(model, options.out / f"{name}.png")
-    on = machine(
-        argparse.Namespace(
-            threads=torch.get_num_threads(),
-            device="cpu",
-            dtype="fp32",
-            runs=options.seeds,
-            repeats=1,
-        )
-    )
-    facts = {key: on[key] for key in ("cpu", "threads", "torch", "dtype", "runs")}
-    facts |= {"steps": options.steps, "batch": BATCH}
+    on = this_cpu()
+    facts = {key: on[key] for key in ("cpu", "threads", "torch", "dtype")}
+    facts |= {"runs": options.seeds, "steps": options.steps, "batch": BATCH}
     text = json.dumps({"machine": facts, "runs": runs}, indent=1) + "\n"
     for target in (options.out / "results.json", *([KEPT] if options.keep else [])):
         write_text(target, text)

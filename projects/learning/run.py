@@ -113,10 +113,10 @@ def recognise(out: Path, clips: Path, arm: str, image: Path, seed: int, size: Si
 
 def facts() -> dict[str, str]:
     """What everything ran on."""
-    from projects.benchmark.bench import machine
+    from projects.benchmark.bench import this_cpu
 
-    args = argparse.Namespace(threads=1, device="cpu", dtype="fp32", runs=0, repeats=0)
-    return {key: str(machine(args)[key]) for key in ("cpu", "threads", "torch", "dtype")}
+    found = this_cpu()
+    return {key: str(found[key]) for key in ("cpu", "threads", "torch", "dtype")}
 
 
 def experiment(out: Path, size: Size) -> dict[str, Any]:
