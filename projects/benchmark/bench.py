@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from projects.benchmark import work
 from projects.benchmark.cases import CASES, CHECKPOINTING, COMPILED, TARGETS, Case, builders
-from projects.benchmark.report import RESULTS, save_texts, write, write_profile
+from projects.benchmark.kept import keep, machine
+from projects.benchmark.report import write, write_profile
 
 SIDES, FRAMES = (512, 1024, 2048), (8, 16, 32)
 SLOW = 10.0  # seconds; of slower steps in a sweep, the one that measures memory is the time too
@@ -145,33 +145,6 @@ def profile(job: Job, args: Namespace, rate: float) -> list[dict]:
     return [{**facts, "who": name, "kinds": spawn(job, "profile", [name], args)} for name in who]
 
 
-def machine(args: Namespace) -> dict[str, str | int]:
-    """What the figures were measured on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":", 1)[1].strip() if names else cpu
-    facts: dict[str, str | int] = {"cpu": cpu, "threads": args.threads, "torch": torch.__version__}
-    if args.device == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name()
-    for package in ("torchvision", "timm", "sal-detectron2", "detectron2"):
-        try:
-            facts[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return facts | {"dtype": args.dtype, "runs": args.runs, "repeats": args.repeats}
-
-
-def this_cpu() -> dict[str, str | int]:
-    """``machine`` for what is no benchmark: the CPU, and as many threads as PyTorch takes now."""
-    options = {"device": "cpu", "dtype": "fp32", "runs": 1, "repeats": 1}
-    facts = machine(Namespace(threads=torch.get_num_threads(), **options))
-    return {key: value for key, value in facts.items() if key not in ("runs", "repeats")}
-
-
 def arguments() -> Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -236,7 +209,8 @@ def main() -> None:
         return
     jobs, missing = plan(args)
     print("\n".join(missing), flush=True)
-    facts = machine(args)
+    counts = {"runs": args.runs, "repeats": args.repeats}
+    facts = machine(args.threads, args.device, args.dtype, **counts)
     rate = spawn(("image-T", {}, "inference"), "matmul", [""], args)
     if not isinstance(rate, float):
         sys.exit(f"the big matrix product failed: {rate['error']}")
@@ -255,8 +229,8 @@ def main() -> None:
             text = write(rows, facts, missing, args.out, args.scaling)
     print(f"\n{text}\nwritten to {args.out}")
     if args.keep:
-        save_texts(RESULTS, {f"{args.keep}.json": (args.out / "results.json").read_text()})
-        print(f"kept as {RESULTS / args.keep}.json")
+        name = "profile.json" if args.profile else "results.json"
+        keep(args.keep, json.loads((args.out / name).read_text()))
 
 
 if __name__ == "__main__":

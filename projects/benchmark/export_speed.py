@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,12 +29,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mvitv2_core import create_model
-from mvitv2_core.checkpoint.files import whole_file
 from mvitv2_core.models import PLAIN
 from mvitv2_tools.classify import Classifier
 from mvitv2_tools.export import to_onnx
 from mvitv2_tools.export.command import export
 from mvitv2_tools.export.subject import Subject, backbone_subject, classifier_subject
+from projects.benchmark.kept import PEERS, keep, machine, write_json
 from projects.benchmark.report import layout
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs/COCO"
@@ -162,20 +163,6 @@ def table(results: dict[str, Any]) -> str:
     return f"{layout(lines, markdown=True)}\nMeasured by this project: {named}.\n"
 
 
-def machine(args: argparse.Namespace) -> dict[str, Any]:
-    """What the figures were measured on."""
-    from importlib.metadata import version
-
-    from projects.benchmark.bench import machine as facts
-
-    wanted = argparse.Namespace(
-        threads=args.threads, device="cpu", dtype="fp32", runs=args.rounds, repeats=args.calls
-    )
-    found = {k: v for k, v in facts(wanted).items() if k in ("cpu", "threads", "torch")}
-    found |= {"onnxruntime": version("onnxruntime"), "batch": 1, "precision": "float32"}
-    return found | {"processes": args.rounds, "calls of each": args.calls}
-
-
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -191,7 +178,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("outputs/export_speed"))
-    parser.add_argument("--json", type=Path, help="the results (default: OUT/results.json)")
+    parser.add_argument("--keep", action="store_true", help="for docs/export.md")
     parser.add_argument("--make", action="store_true", help="make the files, measure nothing")
     parser.add_argument(
         "--table", type=Path, metavar="JSON", help="print the table, measure nothing"
@@ -219,9 +206,13 @@ def main() -> None:
     for (name, route), found in seconds.items():
         size = file_of(name, route, args.out).stat().st_size / 2**20 if ROUTES[route] else 0
         rows.append({"model": name, "route": route, "seconds": found, "mib": size})
-    results = {"machine": machine(args), "rows": rows}
-    with whole_file(args.json or args.out / "results.json") as temporary:
-        Path(temporary).write_text(json.dumps(results, indent=1) + "\n")
+    found = machine(args.threads, runs=args.rounds, repeats=args.calls)
+    facts = {k: v for k, v in found.items() if k not in PEERS}
+    facts |= {"onnxruntime": version("onnxruntime"), "batch": 1}
+    results = {"machine": facts, "rows": rows}
+    write_json(args.out / "results.json", results)
+    if args.keep:
+        keep("export_speed", results)
     print(table(results))
 
 

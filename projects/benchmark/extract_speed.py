@@ -30,14 +30,13 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mvitv2_core import create_model
-from mvitv2_core.checkpoint.files import whole_file
 from mvitv2_tools.extract.extractor import Extractor
 from mvitv2_tools.extract.job import Job
 from mvitv2_tools.extract.settings import Settings
 from mvitv2_tools.extract.work import extract_tasks
 from mvitv2_tools.find_model import Options
 from mvitv2_tools.inputs import Input, find_inputs
-from projects.benchmark.bench import machine
+from projects.benchmark.kept import keep, machine, write_json
 
 
 class Case(NamedTuple):
@@ -189,7 +188,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="processes of each (default 5)")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch (default 2)")
     parser.add_argument("--amount", type=float, default=1.0, help="of inputs (default 1)")
-    parser.add_argument("--out", metavar="FILE", help="write all figures as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write all figures as JSON")
+    parser.add_argument("--keep", action="store_true", help="for docs/extract.md")
     parser.add_argument("--round", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.round:
@@ -209,13 +209,12 @@ def main() -> None:
         if row["seconds"]:
             hours = 1000 / row["seconds"] / made["median"]
             print(f"{'':14} 1000 hours of video are {hours:.0f} hours of such a process")
+    facts = machine(options.threads, runs=options.rounds, cores=os.cpu_count())
+    found = {"machine": facts, "goal": GOAL, "results": results}
     if options.out:
-        asked = {"device": "cpu", "dtype": "fp32", "runs": options.rounds, "repeats": 1}
-        facts = machine(argparse.Namespace(threads=options.threads, **asked))
-        facts |= {"cores": os.cpu_count() or 0}
-        kept = {"machine": facts, "goal": GOAL, "results": results}
-        with whole_file(options.out) as part:
-            Path(part).write_text(json.dumps(kept, indent=1) + "\n")
+        write_json(options.out, found)
+    if options.keep:
+        keep("extract_speed", found)
 
 
 if __name__ == "__main__":

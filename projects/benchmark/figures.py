@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import re
 import statistics
 import sys
@@ -19,9 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mvitv2_core.checkpoint.files import whole_file
+from projects.benchmark import kept as results_kept
 from projects.benchmark.export_speed import table
+from projects.benchmark.kept import kept, measured
 from projects.benchmark.plots import draw_speed
-from projects.benchmark.report import RESULTS, layout, speed_text
+from projects.benchmark.report import layout, speed_text
 from projects.learning import plots as learning_plots
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,16 +37,6 @@ SIZES = {
 }
 MACHINE = 64  # cores, of the example in docs/extract.md
 SPEED_PICTURE = ROOT / "docs/images/benchmark_speed.png"
-
-
-def kept(name: str) -> dict:
-    """The results kept under ``name``: machine, notes and rows."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def measured(name: str) -> bool:
-    """Whether there are results under ``name``."""
-    return (RESULTS / f"{name}.json").is_file()
 
 
 def measured_on(facts: dict) -> str:
@@ -231,7 +222,8 @@ def with_figures(text: str) -> str:
 
 def source_of(name: str) -> str:
     """What a picture says it was made from: the results' file and its sha256."""
-    return f"{name}.json {hashlib.sha256((RESULTS / f'{name}.json').read_bytes()).hexdigest()}"
+    path = results_kept.RESULTS / f"{name}.json"
+    return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def main() -> int:

@@ -35,12 +35,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mvitv2_core import create_model
-from mvitv2_core.checkpoint.files import whole_file
 from mvitv2_core.labels import read_labels
 from mvitv2_tools.classify import Classifier
 from mvitv2_tools.inputs import Input, find_inputs
 from mvitv2_tools.predict import answer_all
-from projects.benchmark.bench import machine
+from projects.benchmark.kept import keep, machine, write_json
 
 MODELS = {"pictures": "mvitv2_tiny_in1k", "clips": "mvitv2_small_16x4_k400"}
 COUNTS = {"pictures": 96, "clips": 6}
@@ -171,9 +170,8 @@ def arguments() -> Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pictures", type=int, default=COUNTS["pictures"], help="files")
     parser.add_argument("--clips", type=int, default=COUNTS["clips"], help="files")
-    parser.add_argument(
-        "--out", type=Path, default=Path("projects/benchmark/results/predict_speed.json")
-    )
+    parser.add_argument("--out", type=Path, default=Path("outputs/predict_speed.json"))
+    parser.add_argument("--keep", action="store_true", help="for docs/predict.md")
     parser.add_argument("--worker", nargs=2, metavar=("KIND", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--round", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -184,10 +182,7 @@ def main() -> None:
     if args.worker:
         print(json.dumps(run_round(*args.worker, args)))
         return
-    facts = machine(
-        Namespace(threads=args.threads, device="cpu", dtype="fp32", runs=args.rounds, repeats=1)
-    )
-    facts |= {"cores": os.cpu_count() or 0, "batch": args.batch}
+    facts = machine(args.threads, runs=args.rounds, cores=os.cpu_count(), batch=args.batch)
     results: dict[str, Any] = {"machine": facts, "goal": GOAL}
     with tempfile.TemporaryDirectory() as folder:
         for kind in args.kinds:
@@ -202,10 +197,10 @@ def main() -> None:
             found = summary(rounds)
             print(show(kind, found, rounds[0]), flush=True)
             results[kind] = {"name": MODELS[kind], **found, "rounds": rounds}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(args.out) as part:
-        Path(part).write_text(json.dumps(results, indent=1) + "\n")
+    write_json(args.out, results)
     print(f"written to {args.out}")
+    if args.keep:
+        keep("predict_speed", results)
 
 
 if __name__ == "__main__":

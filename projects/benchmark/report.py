@@ -10,7 +10,6 @@ from pathlib import Path
 from mvitv2_core.checkpoint.files import whole_file
 from projects.benchmark.plots import draw_scaling, draw_speed
 
-RESULTS = Path(__file__).parent / "results"  # kept: the documents' figures are made from them
 HEAD = ["case", "mode", "model", "median s", "min-max s", "peak MiB"]
 HEAD += ["ours faster", "our memory", "over limit"]
 

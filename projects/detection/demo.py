@@ -22,14 +22,13 @@ import sys
 import time
 from pathlib import Path
 
-from mvitv2_core.checkpoint.files import whole_file
+from projects.benchmark.kept import check_machine, keep_run, machine
 from projects.detection import pictures, toy_coco
 from projects.detection.find_tools import find_tool
 from projects.detection.toy_env import toy_root
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = Path(__file__).with_name("configs") / "toy_mask_rcnn_mvitv2.py"
-KEPT = ROOT / "projects/benchmark/results/demo.json"
 STEP = re.compile(r"eta: (\S+)\s+iter: (\d+)\s+total_loss: (\S+)")
 AP = re.compile(r"Evaluation results for (bbox|segm)")
 TABLE = ("AP", "AP50", "AP75", *(f"AP-{name}" for name in toy_coco.CLASSES))
@@ -91,30 +90,6 @@ def table(row: dict) -> str:
     return "\n".join(lines)
 
 
-def facts() -> dict[str, str | int]:
-    """What a run is measured on."""
-    from projects.benchmark.bench import this_cpu
-
-    return {key: value for key, value in this_cpu().items() if key != "timm"}
-
-
-def kept_runs(path: Path, on: dict[str, str | int]) -> list[dict[str, float]]:
-    """The runs that a result file holds, none where there is no file.
-
-    Raises:
-        RuntimeError: they were measured on something else than ``on``.
-    """
-    if not path.exists():
-        return []
-    results = json.loads(path.read_text())
-    if results["machine"] != on:
-        raise RuntimeError(
-            f"--keep: the runs in {path} are of {results['machine']}, this one would be of {on}: "
-            f"remove the file to begin anew"
-        )
-    return results["runs"]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
@@ -126,8 +101,7 @@ def main() -> None:
     if args.keep:
         if args.overrides or (args.train, args.val) != (400, 100):
             parser.error("--keep takes the demo as it is: not with --train, --val or KEY=VALUE")
-        on = facts()
-        before = kept_runs(KEPT, on)  # refused before the minutes, not after them
+        check_machine("demo", machine())  # refused before the minutes, not after them
 
     data, run = toy_root(), args.output / "training"
     print(f"1. Toy data in {data}", flush=True)
@@ -156,10 +130,7 @@ def main() -> None:
     print(table(last))
     if args.keep:
         result = {"box_ap": last["bbox/AP"], "mask_ap": last["segm/AP"], "minutes": minutes}
-        with whole_file(KEPT) as part:
-            text = json.dumps({"machine": on, "runs": [*before, result]}, indent=1)
-            Path(part).write_text(f"{text}\n")
-        print(f"\nKept in {KEPT}: `make figures` shows it in docs/demo.md")
+        keep_run("demo", machine(), result)
     print(f"\nPredictions beside the truth: {args.output / 'predictions.png'}")
     print(f"Loss and AP curves:           {args.output / 'curve.png'}")
     print(f"Weights:                      {run / 'model_final.pth'}")

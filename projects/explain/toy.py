@@ -25,10 +25,8 @@ from mvitv2_core.config import lay_out
 from mvitv2_core.explain import attention_maps, attention_rollout, enlarge, grad_cam, stage_block
 from mvitv2_core.explain.grad_cam import METHODS
 from mvitv2_core.rows import stage_rows
-from projects.benchmark.bench import this_cpu
-from projects.benchmark.report import RESULTS
+from projects.benchmark.kept import PEERS, keep, machine, write_json
 from projects.fitting import fit
-from projects.video.files import write_text
 from projects.video.scenes import box, draw_background, draw_look, paint
 
 CLASSES = ("disc", "triangle", "plus", "ring")
@@ -36,7 +34,6 @@ SIZE, SPOTS, SPREAD = 64, 14, 0.28
 DEPTHS, WIDTH = (2, 2), 32
 KINDS = ("mean", "class token")
 BATCH, RATE = 32, 2e-3
-KEPT = RESULTS / "explain.json"
 
 
 class Pictures(NamedTuple):
@@ -189,7 +186,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/explain"))
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--keep", action="store_true", help=f"write results/{KEPT.name}")
+    parser.add_argument("--keep", action="store_true", help="for docs/explain.md")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
@@ -201,12 +198,11 @@ def main() -> None:
             name = f"{kind.replace(' ', '_')}_{seed}"
             torch.save({"model_state": model.state_dict()}, options.out / f"{name}.pyth")
             picture(model, options.out / f"{name}.png")
-    on = this_cpu()
-    facts = {key: on[key] for key in ("cpu", "threads", "torch", "dtype")}
-    facts |= {"runs": options.seeds, "steps": options.steps, "batch": BATCH}
-    text = json.dumps({"machine": facts, "runs": runs}, indent=1) + "\n"
-    for target in (options.out / "results.json", *([KEPT] if options.keep else [])):
-        write_text(target, text)
+    facts = machine(runs=options.seeds, steps=options.steps, batch=BATCH)
+    results = {"machine": {k: v for k, v in facts.items() if k not in PEERS}, "runs": runs}
+    write_json(options.out / "results.json", results)
+    if options.keep:
+        keep("explain", results)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from projects.benchmark.report import RESULTS
+from projects.benchmark.kept import keep, machine, write_json
 from projects.detection.demo import read_metrics, train
 from projects.learning import data
 from projects.learning.pretrain import pretrain
@@ -36,7 +36,6 @@ from projects.video import files
 from projects.video.demo import run_net, what_is_missing
 
 HERE = Path(__file__).parent
-KEPT = RESULTS / "learning.json"
 DECAY = 0.7
 DETECTION = ("from scratch", "from images", "from images, layer decay")
 VIDEO = ("from scratch", "from images")
@@ -111,14 +110,6 @@ def recognise(out: Path, clips: Path, arm: str, image: Path, seed: int, size: Si
     return [(epoch, 100 - error) for epoch, error in zip(epochs, errors, strict=True)]
 
 
-def facts() -> dict[str, str]:
-    """What everything ran on."""
-    from projects.benchmark.bench import this_cpu
-
-    found = this_cpu()
-    return {key: str(found[key]) for key in ("cpu", "threads", "torch", "dtype")}
-
-
 def experiment(out: Path, size: Size) -> dict[str, Any]:
     """Everything; the results, as ``results/learning.json`` has them."""
     out = out.resolve()
@@ -126,7 +117,7 @@ def experiment(out: Path, size: Size) -> dict[str, Any]:
     image = out / "image.pyth"
     top1 = once(out / "image.json", partial(pretrain, image, size.pictures, size.picture_steps))
     print(f"image model: {top1:.1f} % of its validation pictures are right", flush=True)
-    results = {"size": asdict(size), "machine": facts(), "image_top1": top1}
+    results = {"size": asdict(size), "machine": machine(), "image_top1": top1}
     data.make_coco(out / "coco", dict(zip(("train", "val"), size.images, strict=True)))
     results["detection"] = arms(out, "detection", DETECTION, out / "coco", detect, image, size)
     missing = what_is_missing()
@@ -164,17 +155,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/learning"))
     parser.add_argument("--quick", action="store_true", help="does everything run?")
-    parser.add_argument(
-        "--keep", action="store_true", help="write projects/benchmark/results/learning.json"
-    )
+    parser.add_argument("--keep", action="store_true", help="for docs/learning.md")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     results = experiment(args.out, QUICK if args.quick else Size())
-    text = json.dumps(results, indent=1) + "\n"
-    files.write_text(args.out / "learning.json", text)
+    write_json(args.out / "learning.json", results)
     if args.keep:
-        files.write_text(KEPT, text)
+        keep("learning", results)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ pytest.importorskip("detectron2", reason="install detectron2 to run: make setup"
 
 from PIL import Image
 
+from projects.benchmark import kept
 from projects.detection import demo
 
 Run = Callable[..., str]
@@ -60,8 +61,7 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         metrics.parent.mkdir()
         metrics.write_text(json.dumps({"bbox/AP": 80.5, "segm/AP": 75.5}))
 
-    kept = tmp_path / "demo.json"
-    monkeypatch.setattr(demo, "KEPT", kept)
+    monkeypatch.setattr(kept, "RESULTS", tmp_path)
     monkeypatch.setattr(demo, "train", train)
     for module, name in (
         (demo.toy_coco, "make_split"),
@@ -71,7 +71,7 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     ):
         monkeypatch.setattr(module, name, lambda *_, **__: None)
     monkeypatch.setattr("sys.argv", ["demo", "--keep", "--output", str(tmp_path / "demo")])
-    return kept
+    return tmp_path / "demo.json"
 
 
 def test_keep_adds_a_run(quick_demo: Path) -> None:
@@ -80,7 +80,8 @@ def test_keep_adds_a_run(quick_demo: Path) -> None:
         results = json.loads(quick_demo.read_text())
         assert len(results["runs"]) == count
         assert {"cpu", "threads", "torch", "dtype"} <= results["machine"].keys()
-    assert results["runs"][1].keys() == {"box_ap", "mask_ap", "minutes"}
+        assert results["command"].startswith("python ") and results["commit"]
+    assert results["runs"][1].keys() == {"commit", "box_ap", "mask_ap", "minutes"}
     assert (results["runs"][1]["box_ap"], results["runs"][1]["mask_ap"]) == (80.5, 75.5)
 
 
@@ -90,7 +91,7 @@ def test_keep_refuses_what_is_not_the_demo(
     """Another machine's runs, before anything is trained; another length or size."""
     other = json.dumps({"machine": {"cpu": "other"}, "runs": []})
     quick_demo.write_text(other)
-    with pytest.raises(RuntimeError, match=r"--keep: the runs in .*'cpu': 'other'"):
+    with pytest.raises(RuntimeError, match=r"--keep: the runs kept as demo .*'cpu': 'other'"):
         demo.main()
     assert quick_demo.read_text() == other
     for more in (["train.max_iter=4"], ["--val", "6"]):

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from projects.benchmark import figures
+from projects.benchmark import figures, kept
 
-KEPT = "projects/benchmark/results/export_speed.json"
 # A ratio, as tables of speed and memory have them.
 RATIO = re.compile(r"\b\d+\.\d+x")
 
@@ -60,21 +59,21 @@ def test_results_say_where_they_come_from() -> None:
     assert all(len(row["seconds"]["new"]) >= 5 for row in turns["rows"].values())
 
 
-@pytest.mark.parametrize("file", sorted(figures.RESULTS.glob("*.json")), ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", sorted(kept.RESULTS.glob("*.json")), ids=lambda f: f.stem)
 def test_every_result_names_its_machine(file: Path) -> None:
     assert {"cpu", "threads", "torch"} <= json.loads(file.read_text())["machine"].keys()
 
 
 def test_export_says_where_it_comes_from() -> None:
-    if not (figures.RESULTS / "export_speed.json").exists():
-        pytest.skip("not measured: python projects/benchmark/export_speed.py --json " + KEPT)
+    if not (kept.RESULTS / "export_speed.json").exists():
+        pytest.skip("not measured: python projects/benchmark/export_speed.py --keep")
     results = figures.kept("export_speed")
     assert {"cpu", "threads", "torch", "onnxruntime", "processes"} <= results["machine"].keys()
     assert all(len(row["seconds"]) >= 5 for row in results["rows"])
 
 
 def test_export_is_shown_from_what_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    monkeypatch.setattr(kept, "RESULTS", tmp_path)
     page = "<!-- figures: export -->\nold\n<!-- /figures -->\n"
     assert "Not measured yet.\n" in figures.with_figures(page)
     eager = {"model": "m", "route": "eager", "seconds": [0.2, 0.3, 0.4], "mib": 0}
@@ -86,7 +85,7 @@ def test_export_is_shown_from_what_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_the_demo_is_shown_from_its_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    monkeypatch.setattr(kept, "RESULTS", tmp_path)
     assert figures.demo() == "Not measured yet.\n"
     runs = [{"box_ap": ap, "mask_ap": ap - 5, "minutes": 4.0} for ap in (81.0, 80.0, 84.0)]
     (tmp_path / "demo.json").write_text(json.dumps({"machine": {"cpu": "c"}, "runs": runs}))
@@ -101,7 +100,7 @@ def test_a_changed_figure_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     peer |= {"memory_of_ours": 0.5}
     results = {"machine": {"cpu": "c"}, "notes": [], "rows": [ours, peer]}
     (tmp_path / "cpu.json").write_text(json.dumps(results))
-    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    monkeypatch.setattr(kept, "RESULTS", tmp_path)
     page = "a\n<!-- figures: speed_full -->\nold\n<!-- /figures -->\nb\n"
     made = figures.with_figures(page)
     assert "| x | peer | 1.25x (1.00 to 1.50), 0.50x, 1.50x (1.50x) over the limit |" in made
@@ -115,7 +114,7 @@ def test_a_changed_figure_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_a_thousand_hours_follow_from_the_rate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    monkeypatch.setattr(kept, "RESULTS", tmp_path)
     page = "<!-- figures: extract_hours -->\n<!-- /figures -->\n"
     assert "Not measured yet" in figures.with_figures(page)
     rate, share = ({"median": m, "min": m, "max": m} for m in (0.5, 0.9))
