@@ -1,6 +1,6 @@
 """Memory of one training step without and with activation checkpointing, on this CPU.
 
-    python projects/benchmark/act_checkpoint.py    # the table of docs/training.md, as JSON lines
+    python projects/benchmark/act_checkpoint.py [--keep]    # --keep: for docs/training.md
 
 Each measurement has a process of its own: what its resident memory (Linux) grows by over the model
 and its input, after the forward pass and at most until the backward pass is done.
@@ -8,6 +8,7 @@ and its input, after the forward pass and at most until the backward pass is don
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -15,11 +16,14 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mvitv2_core import MViTClassifier, MViTConfig
+from projects.benchmark.kept import keep, machine
 
 EVERY = 0.002  # seconds between two looks at the memory
 
@@ -43,9 +47,9 @@ def detection(act_checkpoint: bool) -> tuple[nn.Module, Tensor]:
 
 
 WORK: dict[str, Callable[[bool], tuple[nn.Module, Tensor]]] = {
-    "image": image,
-    "clip": clip,
-    "detection": detection,
+    "image T, 8 images of 224 x 224": image,
+    "video S, 1 clip of 16 x 224 x 224": clip,
+    "detection backbone T, 1 image of 512 x 512": detection,
 }
 
 
@@ -54,7 +58,7 @@ def resident_mib() -> float:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def measure(work: str, act_checkpoint: bool) -> dict[str, object]:
+def measure(work: str, act_checkpoint: bool) -> dict[str, float]:
     """Forward and backward once, with another thread looking on."""
     torch.manual_seed(0)
     model, x = WORK[work](act_checkpoint)
@@ -75,19 +79,30 @@ def measure(work: str, act_checkpoint: bool) -> dict[str, object]:
     loss.backward()
     done.set()
     thread.join()
-    row = {"work": work, "act_checkpoint": act_checkpoint}
-    return {**row, "kept_mib": round(kept - before), "peak_mib": round(peak - before)}
+    return {"kept_mib": kept - before, "peak_mib": peak - before}
 
 
-def main(arguments: list[str]) -> None:
-    """Measure what is named, or everything, each in a fresh process."""
-    if arguments:
-        print(json.dumps(measure(arguments[0], arguments[1] == "on")), flush=True)
+def main() -> None:
+    """Measure everything, each time in a fresh process."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=5, help="processes of each (%(default)s)")
+    parser.add_argument("--keep", action="store_true", help="for docs/training.md")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        work, state = args.worker
+        print(json.dumps(measure(work, state == "on")))
         return
+    rows = []
     for work in WORK:
         for state in ("off", "on"):
-            subprocess.run([sys.executable, __file__, work, state], check=True)
+            command = [sys.executable, __file__, "--worker", work, state]
+            runs = [json.loads(subprocess.check_output(command)) for _ in range(args.runs)]
+            rows.append({"work": work, "act_checkpoint": state == "on", "runs": runs})
+            print(json.dumps(rows[-1]), flush=True)
+    if args.keep:
+        keep("act_checkpoint", {"machine": machine(runs=args.runs), "rows": rows})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -29,7 +29,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from projects.benchmark import work
 from projects.benchmark.cases import CASES, CHECKPOINTING, COMPILED, TARGETS, Case, builders
-from projects.benchmark.kept import keep, machine
+from projects.benchmark.kept import DETECTRON2, keep, machine
 from projects.benchmark.report import write, write_profile
 
 SIDES, FRAMES = (512, 1024, 2048), (8, 16, 32)
@@ -210,7 +210,8 @@ def main() -> None:
     jobs, missing = plan(args)
     print("\n".join(missing), flush=True)
     counts = {"runs": args.runs, "repeats": args.repeats}
-    facts = machine(args.threads, args.device, args.dtype, **counts)
+    peers = ("torchvision", "timm", *DETECTRON2)
+    facts = machine(peers, args.threads, args.device, args.dtype, **counts)
     rate = spawn(("image-T", {}, "inference"), "matmul", [""], args)
     if not isinstance(rate, float):
         sys.exit(f"the big matrix product failed: {rate['error']}")

@@ -1,9 +1,8 @@
 """Exported files beside eager: speed and size, in turns, over separate processes.
 
     python projects/benchmark/export_speed.py --make                  # files alone, once; minutes
-    python projects/benchmark/export_speed.py --json projects/benchmark/results/export_speed.json
+    python projects/benchmark/export_speed.py --keep                  # and measured
     python projects/benchmark/export_speed.py --models toy --rounds 1 --calls 2  # tries the script
-    python projects/benchmark/export_speed.py --table FILE.json
 
 Each round starts one process for each route in turn, so that drift of the machine hits all alike.
 A process warms up, then takes the median of its calls; a row has the median and the range over the
@@ -20,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +32,7 @@ from mvitv2_tools.classify import Classifier
 from mvitv2_tools.export import to_onnx
 from mvitv2_tools.export.command import export
 from mvitv2_tools.export.subject import Subject, backbone_subject, classifier_subject
-from projects.benchmark.kept import PEERS, keep, machine, write_json
+from projects.benchmark.kept import keep, machine, write_json
 from projects.benchmark.report import layout
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs/COCO"
@@ -142,8 +140,8 @@ def measure(name: str, route: str, args: argparse.Namespace) -> float:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(results: dict[str, Any]) -> str:
-    """The Markdown table of ``results.json``."""
+def table(results: dict[str, Any]) -> list[list[str]]:
+    """The lines of docs/export.md's table, of equally many cells, the head first."""
     lines = [["model", "route", "median s", "min-max s", "over eager", "file, MiB"]]
     eager = {r["model"]: statistics.median(r["seconds"]) for r in results["rows"] if not r["mib"]}
     for row in results["rows"]:
@@ -159,8 +157,7 @@ def table(results: dict[str, Any]) -> str:
                 f"{row['mib']:.1f}" if row["mib"] else "-",
             ]
         )
-    named = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
-    return f"{layout(lines, markdown=True)}\nMeasured by this project: {named}.\n"
+    return lines
 
 
 def say(text: str) -> None:
@@ -180,16 +177,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/export_speed"))
     parser.add_argument("--keep", action="store_true", help="for docs/export.md")
     parser.add_argument("--make", action="store_true", help="make the files, measure nothing")
-    parser.add_argument(
-        "--table", type=Path, metavar="JSON", help="print the table, measure nothing"
-    )
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         return worker(args)
-    if args.table:
-        print(table(json.loads(args.table.read_text())))
-        return None
     args.out.mkdir(parents=True, exist_ok=True)
     pairs = [(name, route) for name in args.models for route in args.routes]
     for name, route in pairs:
@@ -206,14 +197,12 @@ def main() -> None:
     for (name, route), found in seconds.items():
         size = file_of(name, route, args.out).stat().st_size / 2**20 if ROUTES[route] else 0
         rows.append({"model": name, "route": route, "seconds": found, "mib": size})
-    found = machine(args.threads, runs=args.rounds, repeats=args.calls)
-    facts = {k: v for k, v in found.items() if k not in PEERS}
-    facts |= {"onnxruntime": version("onnxruntime"), "batch": 1}
-    results = {"machine": facts, "rows": rows}
+    counts = {"runs": args.rounds, "repeats": args.calls, "batch": 1}
+    results = {"machine": machine(("onnxruntime",), args.threads, **counts), "rows": rows}
     write_json(args.out / "results.json", results)
     if args.keep:
         keep("export_speed", results)
-    print(table(results))
+    print(layout(table(results), markdown=True))
 
 
 if __name__ == "__main__":

@@ -209,7 +209,7 @@ def main() -> None:
         if row["seconds"]:
             hours = 1000 / row["seconds"] / made["median"]
             print(f"{'':14} 1000 hours of video are {hours:.0f} hours of such a process")
-    facts = machine(options.threads, runs=options.rounds, cores=os.cpu_count())
+    facts = machine(threads=options.threads, runs=options.rounds, cores=os.cpu_count())
     found = {"machine": facts, "goal": GOAL, "results": results}
     if options.out:
         write_json(options.out, found)

@@ -10,6 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,20 @@ from mvitv2_core.checkpoint.files import whole_file
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
-PEERS = ("torchvision", "timm", "sal-detectron2", "detectron2")
+DETECTRON2 = ("sal-detectron2", "detectron2")  # its Python alone, or compiled
 
 
 def machine(
-    threads: int | None = None, device: str = "cpu", dtype: str = "fp32", **more: Any
+    packages: Sequence[str] = (),
+    threads: int | None = None,
+    device: str = "cpu",
+    dtype: str = "fp32",
+    **more: Any,
 ) -> dict[str, Any]:
     """What figures are measured on.
 
     Args:
+        packages: whose versions count beside PyTorch's, where they are installed.
         threads: of PyTorch; None: as many as it takes now.
         device: "cpu" or "cuda".
         dtype: of the arithmetic.
@@ -42,7 +48,7 @@ def machine(
     facts = {"cpu": cpu, "threads": threads or torch.get_num_threads(), "torch": torch.__version__}
     if device == "cuda":
         facts["gpu"] = torch.cuda.get_device_name()
-    for package in PEERS:
+    for package in packages:
         try:
             facts[package] = version(package)
         except PackageNotFoundError:

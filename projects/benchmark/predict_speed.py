@@ -182,7 +182,8 @@ def main() -> None:
     if args.worker:
         print(json.dumps(run_round(*args.worker, args)))
         return
-    facts = machine(args.threads, runs=args.rounds, cores=os.cpu_count(), batch=args.batch)
+    counts = {"runs": args.rounds, "cores": os.cpu_count(), "batch": args.batch}
+    facts = machine(threads=args.threads, **counts)
     results: dict[str, Any] = {"machine": facts, "goal": GOAL}
     with tempfile.TemporaryDirectory() as folder:
         for kind in args.kinds:

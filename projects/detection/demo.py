@@ -22,13 +22,14 @@ import sys
 import time
 from pathlib import Path
 
-from projects.benchmark.kept import check_machine, keep_run, machine
+from projects.benchmark.kept import DETECTRON2, check_machine, keep_run, machine
 from projects.detection import pictures, toy_coco
 from projects.detection.find_tools import find_tool
 from projects.detection.toy_env import toy_root
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = Path(__file__).with_name("configs") / "toy_mask_rcnn_mvitv2.py"
+PACKAGES = ("torchvision", *DETECTRON2)
 STEP = re.compile(r"eta: (\S+)\s+iter: (\d+)\s+total_loss: (\S+)")
 AP = re.compile(r"Evaluation results for (bbox|segm)")
 TABLE = ("AP", "AP50", "AP75", *(f"AP-{name}" for name in toy_coco.CLASSES))
@@ -101,7 +102,7 @@ def main() -> None:
     if args.keep:
         if args.overrides or (args.train, args.val) != (400, 100):
             parser.error("--keep takes the demo as it is: not with --train, --val or KEY=VALUE")
-        check_machine("demo", machine())  # refused before the minutes, not after them
+        check_machine("demo", machine(PACKAGES))  # refused before the minutes, not after them
 
     data, run = toy_root(), args.output / "training"
     print(f"1. Toy data in {data}", flush=True)
@@ -130,7 +131,7 @@ def main() -> None:
     print(table(last))
     if args.keep:
         result = {"box_ap": last["bbox/AP"], "mask_ap": last["segm/AP"], "minutes": minutes}
-        keep_run("demo", machine(), result)
+        keep_run("demo", machine(PACKAGES), result)
     print(f"\nPredictions beside the truth: {args.output / 'predictions.png'}")
     print(f"Loss and AP curves:           {args.output / 'curve.png'}")
     print(f"Weights:                      {run / 'model_final.pth'}")

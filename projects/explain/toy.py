@@ -25,7 +25,7 @@ from mvitv2_core.config import lay_out
 from mvitv2_core.explain import attention_maps, attention_rollout, enlarge, grad_cam, stage_block
 from mvitv2_core.explain.grad_cam import METHODS
 from mvitv2_core.rows import stage_rows
-from projects.benchmark.kept import PEERS, keep, machine, write_json
+from projects.benchmark.kept import keep, machine, write_json
 from projects.fitting import fit
 from projects.video.scenes import box, draw_background, draw_look, paint
 
@@ -199,7 +199,7 @@ def main() -> None:
             torch.save({"model_state": model.state_dict()}, options.out / f"{name}.pyth")
             picture(model, options.out / f"{name}.png")
     facts = machine(runs=options.seeds, steps=options.steps, batch=BATCH)
-    results = {"machine": {k: v for k, v in facts.items() if k not in PEERS}, "runs": runs}
+    results = {"machine": facts, "runs": runs}
     write_json(options.out / "results.json", results)
     if options.keep:
         keep("explain", results)

@@ -1,6 +1,6 @@
 """Why gradients point at an object or do not, on classifiers that ``projects.explain.toy`` trained.
 
-    python -m projects.explain.why outputs/explain/mean_0.pyth outputs/explain/class_token_0.pyth
+    python -m projects.explain.why outputs/explain [--keep]    # --keep: for docs/explain.md
 
 Of the end of stage 1: where its gradients are large, whether they agree, and which of two shapes
 in a picture each method points at.
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,10 @@ from mvitv2_core.checkpoint.files import read_checkpoint
 from mvitv2_core.explain import grad_cam, stage_block
 from mvitv2_core.explain.grad_cam import METHODS
 from mvitv2_core.features import feature_grid
+from projects.benchmark.kept import keep, machine
 from projects.video.scenes import box, draw_background, draw_look, paint
 
-from .toy import CLASSES, SIZE, SPOTS, SPREAD, build, draw, in_boxes, on_object, spot
+from .toy import CLASSES, KINDS, SIZE, SPOTS, SPREAD, build, draw, in_boxes, on_object, spot
 
 
 def read(path: str) -> MViTClassifier:
@@ -99,10 +102,22 @@ def two_shapes(model: MViTClassifier, count: int = 200, seed: int = 3_000_000) -
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("weights", nargs="+", help="files that projects.explain.toy wrote")
-    for path in parser.parse_args().weights:
-        model = read(path)
-        print(json.dumps({path: {**agreement(model), **two_shapes(model)}}, indent=1), flush=True)
+    parser.add_argument("folder", type=Path, help="where projects.explain.toy wrote its models")
+    parser.add_argument("--keep", action="store_true", help="for docs/explain.md")
+    args = parser.parse_args()
+    runs: dict[str, list[dict[str, float]]] = {}
+    for kind in KINDS:
+        files = sorted(args.folder.glob(f"{kind.replace(' ', '_')}_*.pyth"))
+        if not files:
+            sys.exit(
+                f"no models in {args.folder}: python -m projects.explain.toy --out {args.folder}"
+            )
+        for path in files:
+            model = read(path)
+            runs.setdefault(kind, []).append({**agreement(model), **two_shapes(model)})
+            print(json.dumps({path.name: runs[kind][-1]}, indent=1), flush=True)
+    if args.keep:
+        keep("explain_why", {"machine": machine(runs=len(runs[KINDS[0]])), "runs": runs})
 
 
 if __name__ == "__main__":

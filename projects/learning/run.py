@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from projects.benchmark.kept import keep, machine, write_json
+from projects.benchmark.kept import DETECTRON2, keep, machine, write_json
 from projects.detection.demo import read_metrics, train
 from projects.learning import data
 from projects.learning.pretrain import pretrain
@@ -117,7 +117,7 @@ def experiment(out: Path, size: Size) -> dict[str, Any]:
     image = out / "image.pyth"
     top1 = once(out / "image.json", partial(pretrain, image, size.pictures, size.picture_steps))
     print(f"image model: {top1:.1f} % of its validation pictures are right", flush=True)
-    results = {"size": asdict(size), "machine": machine(), "image_top1": top1}
+    results = {"size": asdict(size), "machine": machine(DETECTRON2), "image_top1": top1}
     data.make_coco(out / "coco", dict(zip(("train", "val"), size.images, strict=True)))
     results["detection"] = arms(out, "detection", DETECTION, out / "coco", detect, image, size)
     missing = what_is_missing()

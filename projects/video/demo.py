@@ -1,10 +1,11 @@
 """The video path from end to end on toy data: PySlowFast's own trainer, this project's MViTv2.
 
-    python -m projects.video.demo [--out outputs/demo-video] [--quick]
+    python -m projects.video.demo [--out outputs/demo-video] [--quick] [--seed N] [--keep]
 
 Makes the toy sets, trains an image model on the stills, then the video model twice, from scratch
 and from the inflated image model, and tests both with several views of each clip. Everything is
-trained and tested by PySlowFast's unmodified `tools/run_net.py`.
+trained and tested by PySlowFast's unmodified `tools/run_net.py`. `--keep` adds the result to those
+that docs/video-demo.md shows.
 """
 
 from __future__ import annotations
@@ -124,12 +125,13 @@ def last_checkpoint(run: Run) -> Path:
     return max((run.folder / "checkpoints").glob("checkpoint_epoch_*.pyth"))
 
 
-def demo(out: Path, quick: bool = False) -> dict[str, Run]:
+def demo(out: Path, quick: bool = False, seed: int = 0) -> dict[str, Run]:
     """Run all of it; returns the runs "image", "scratch" and "inflated".
 
     Args:
         out: folder for data, runs and pictures.
         quick: little data and few epochs: shows that everything runs, not that it learns.
+        seed: of all three trainings; the data stay the same.
 
     Raises:
         RuntimeError: PySlowFast's trainer failed.
@@ -142,14 +144,16 @@ def demo(out: Path, quick: bool = False) -> dict[str, Run]:
     stills, clips = data_folder / "imagenet", data_folder / "kinetics"
     toy_kinetics.make_imagenet(stills, QUICK_STILLS if quick else STILLS)
     toy_kinetics.make_kinetics(clips, QUICK_CLIPS if quick else CLIPS)
-    length = {"SOLVER.MAX_EPOCH": QUICK_EPOCHS} if quick else {}
-    data = {"DATA.PATH_TO_DATA_DIR": str(clips), "DATA.PATH_PREFIX": str(clips), **length}
+    same: dict[str, Any] = {"RNG_SEED": seed}
+    if quick:
+        same["SOLVER.MAX_EPOCH"] = QUICK_EPOCHS
+    data = {"DATA.PATH_TO_DATA_DIR": str(clips), "DATA.PATH_PREFIX": str(clips), **same}
     runs = {}
     runs["image"] = run_net(
         "image model",
         IMAGE_CONFIG,
         out / "run-image",
-        {"DATA.PATH_TO_DATA_DIR": str(stills), **length},
+        {"DATA.PATH_TO_DATA_DIR": str(stills), **same},
     )
     image = last_checkpoint(runs["image"])
     runs["scratch"] = run_net("from scratch", VIDEO_CONFIG, out / "run-scratch", data)
@@ -175,6 +179,14 @@ def summary(runs: dict[str, Run], classes: int) -> str:
     return "\n".join(lines)
 
 
+def result(runs: dict[str, Run]) -> dict[str, float]:
+    """The accuracies, in percent, as ``results/video_demo.json`` has them."""
+    found = {"image_validation": runs["image"].val_top1}
+    for name in ("scratch", "inflated"):
+        found |= {f"{name}_validation": runs[name].val_top1, f"{name}_test": runs[name].test_top1}
+    return found
+
+
 def main() -> None:
     """Command line; exit code 2 where PySlowFast or its packages are missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -182,21 +194,34 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="little data, 3 epochs: does everything run?"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of the trainings (%(default)s)")
+    parser.add_argument(
+        "--keep", action="store_true", help="add the result to those of docs/video-demo.md"
+    )
     args = parser.parse_args()
+    if args.keep and args.quick:
+        parser.error("--keep takes the demo as it is: not with --quick")
     missing = what_is_missing()
     if missing:
         print(missing, file=sys.stderr)
         sys.exit(2)
+    from projects.benchmark.kept import check_machine, keep_run, machine
     from projects.video.scenes import MOTIONS
 
+    on = machine(threads=int(os.environ.get("OMP_NUM_THREADS", 1)))  # those of `run_net`
     start = time.time()
     try:
-        runs = demo(args.out, args.quick)
+        if args.keep:
+            check_machine("video_demo", on)  # refused before the minutes, not after them
+        runs = demo(args.out, args.quick, args.seed)
     except (RuntimeError, ValueError) as error:
         sys.exit(str(error))
+    seconds = time.time() - start
     print(f"\n{summary(runs, len(MOTIONS))}")
     print(f"{args.out / 'predictions.png'} and {args.out / 'curve.png'}", end="")
-    print(f" written; {time.time() - start:.0f} s in all")
+    print(f" written; {seconds:.0f} s in all")
+    if args.keep:
+        keep_run("video_demo", on, {"seed": args.seed, **result(runs), "minutes": seconds / 60})
 
 
 def what_is_missing() -> str:

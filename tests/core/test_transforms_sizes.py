@@ -3,6 +3,7 @@ that was made no larger than it must be."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,7 @@ sizes = st.tuples(st.integers(1, 60), st.integers(1, 60))
 
 
 @examples(100, 1000, 20000)
-def test_the_output_is_the_crop(count: int) -> None:
+def test_the_output_is_the_crop(count: int, tally: Callable[..., None]) -> None:
     @drawn(count, sizes, sizes, st.sampled_from((256, 224)), st.booleans())
     def check(size: tuple[int, int], given: tuple[int, int], resize: int, bicubic: bool) -> None:
         pixels = torch.zeros(2, *given, 3, dtype=torch.uint8)
@@ -36,6 +37,7 @@ def test_the_output_is_the_crop(count: int) -> None:
         assert height == clip.cover[0] or width == clip.cover[1]
 
     check()
+    tally("sizes drawn, of pictures and models' inputs", count)
 
 
 def test_crops_that_are_not_square() -> None:

@@ -49,12 +49,12 @@ def test_the_picture_is_that_of_the_results(path: Path, name: str) -> None:
 
 def test_results_say_where_they_come_from() -> None:
     """At least five runs, on a machine that is named; every row is one of them or says why not."""
-    results = figures.kept("cpu")
+    results = kept.kept("cpu")
     assert {"cpu", "threads", "torch", "dtype", "runs"} <= results["machine"].keys()
     assert results["machine"]["runs"] >= 5
     for row in results["rows"]:
         assert "error" in row or len(row["runs"]) >= 5, row["case"]
-    turns = figures.kept("turns")
+    turns = kept.kept("turns")
     assert {"cpu", "threads", "torch", "dtype"} <= turns["machine"].keys()
     assert all(len(row["seconds"]["new"]) >= 5 for row in turns["rows"].values())
 
@@ -67,7 +67,7 @@ def test_every_result_names_its_machine(file: Path) -> None:
 def test_export_says_where_it_comes_from() -> None:
     if not (kept.RESULTS / "export_speed.json").exists():
         pytest.skip("not measured: python projects/benchmark/export_speed.py --keep")
-    results = figures.kept("export_speed")
+    results = kept.kept("export_speed")
     assert {"cpu", "threads", "torch", "onnxruntime", "processes"} <= results["machine"].keys()
     assert all(len(row["seconds"]) >= 5 for row in results["rows"])
 
@@ -86,11 +86,11 @@ def test_export_is_shown_from_what_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_the_demo_is_shown_from_its_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(kept, "RESULTS", tmp_path)
-    assert figures.demo() == "Not measured yet.\n"
+    assert figures.table("demo") == "Not measured yet.\n"
     runs = [{"box_ap": ap, "mask_ap": ap - 5, "minutes": 4.0} for ap in (81.0, 80.0, 84.0)]
     (tmp_path / "demo.json").write_text(json.dumps({"machine": {"cpu": "c"}, "runs": runs}))
     line = "| 81.0 (80.0 to 84.0) | 76.0 (75.0 to 79.0) | 4.0 (4.0 to 4.0) | 3 |"
-    assert line in figures.demo() and "; cpu c." in figures.demo()
+    assert line in figures.table("demo") and "; cpu c." in figures.table("demo")
 
 
 def test_a_changed_figure_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -121,7 +121,9 @@ def test_a_thousand_hours_follow_from_the_rate(
     row = {"model": "S", "seconds": 2.0, "threads": 4, "extract rows/s": rate, "ratio": share}
     results = {"machine": {"cpu": "c"}, "results": [{**row, "seconds": 0}, row]}
     (tmp_path / "extract_speed.json").write_text(json.dumps(results))
-    assert "| pictures | S | 0.50 (0.50 to 0.50) | 0.900 (0.900 to 0.900) |" in figures.extract()
+    assert "| pictures | S | 0.50 (0.50 to 0.50) | 0.900 (0.900 to 0.900) |" in figures.table(
+        "extract"
+    )
     made = figures.with_figures(page)
     for line in (
         "| rows | 1,800,000 |",
