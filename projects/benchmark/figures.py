@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mvitv2_core.checkpoint.files import whole_file
 from projects.benchmark import export_speed, kept, robustness, tables
-from projects.benchmark.plots import draw_speed
+from projects.benchmark.plots import draw_scaling, draw_speed
 from projects.benchmark.report import layout
 from projects.learning import plots as learning_plots
 
@@ -28,6 +28,7 @@ DOCUMENTS = ("README.md", "projects/benchmark/README.md", "docs/*.md")
 BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
 UNMEASURED = "Not measured yet.\n"
 SPEED_PICTURE = ROOT / "docs/images/benchmark_speed.png"
+GROWTH_PICTURE = ROOT / "docs/images/benchmark_growth.png"
 
 
 # Of each table: the results that it is made from, and how.
@@ -79,6 +80,11 @@ def source_of(name: str) -> str:
     return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
+def pages() -> list[Path]:
+    """The documents that may hold tables."""
+    return sorted(path for pattern in DOCUMENTS for path in ROOT.glob(pattern))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -86,7 +92,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing")
     args = parser.parse_args()
     stale = []
-    for path in sorted(path for pattern in DOCUMENTS for path in ROOT.glob(pattern)):
+    for path in pages():
         text = path.read_text()
         new = with_figures(text)
         if new == text:
@@ -96,9 +102,13 @@ def main() -> int:
             with whole_file(path) as temporary:
                 Path(temporary).write_text(new)
     if not args.check:
-        results = kept.kept("cpu")
-        named = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
-        draw_speed(results["rows"], named, SPEED_PICTURE, source_of("cpu"))
+        for name, draw, path in (
+            ("cpu", draw_speed, SPEED_PICTURE),
+            ("growth", draw_scaling, GROWTH_PICTURE),
+        ):
+            results = kept.kept(name)
+            named = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
+            draw(results["rows"], named, path, source_of(name))
         learning_plots.draw_curves(
             kept.kept("learning"), learning_plots.CURVES, source_of("learning")
         )

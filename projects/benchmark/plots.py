@@ -53,7 +53,7 @@ def draw_speed(rows: list[dict], named: str, path: Path, source: str | None = No
     save(figure, path, source)
 
 
-def draw_scaling(rows: list[dict], named: str, path: Path) -> None:
+def draw_scaling(rows: list[dict], named: str, path: Path, source: str | None = None) -> None:
     """Lines: time and peak memory against pixels and frames, with what bounds them."""
     plt = pyplot()
     rows = [r for r in rows if r["windows"]]
@@ -86,7 +86,7 @@ def draw_scaling(rows: list[dict], named: str, path: Path) -> None:
             axes.legend(fontsize=7)
     figure.suptitle(fill(named, 110), fontsize=7)
     figure.tight_layout()
-    save(figure, path)
+    save(figure, path, source)
 
 
 def pyplot() -> Any:

@@ -117,6 +117,7 @@ def explain(results: Results) -> Lines:
     for block in range(4):
         maps[f"attention of block {block}"] = f"attention_block{block}_on_object"
     maps["rollout"] = "rollout_on_object"
+    maps["chance: the box's share of the picture"] = "area_share"
     lines = [["strongest cell in the box, of 200 pictures", *kinds]]
     for shown, key in maps.items():
         cells = ([100 * run[key] for run in results["runs"][kind]] for kind in kinds)

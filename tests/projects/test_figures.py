@@ -14,22 +14,18 @@ from projects.benchmark import figures, kept
 RATIO = re.compile(r"\b\d+\.\d+x")
 
 
-PAGES = [
-    "README.md",
-    "docs/demo.md",
-    "docs/explain.md",
-    "docs/export.md",
-    "docs/extract.md",
-    "docs/predict.md",
-]
-PAGES += ["docs/learning.md", "docs/speed.md", "projects/benchmark/README.md"]
+PAGES = {str(page.relative_to(figures.ROOT)): page.read_text() for page in figures.pages()}
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [name for name, text in PAGES.items() if "<!-- figures" in text])
 def test_tables_are_those_of_the_results(name: str) -> None:
-    text = (figures.ROOT / name).read_text()
-    assert figures.BLOCK.search(text), "no figures between the marks"
-    assert figures.with_figures(text) == text, "run `make figures`"
+    assert PAGES[name].count("<!-- figures") == len(figures.BLOCK.findall(PAGES[name]))
+    assert figures.with_figures(PAGES[name]) == PAGES[name], "run `make figures`"
+
+
+def test_every_table_is_shown_somewhere() -> None:
+    shown = {mark[1] for text in PAGES.values() for mark in figures.BLOCK.findall(text)}
+    assert shown == set(figures.TABLES)
 
 
 def test_no_other_ratio_in_the_readme() -> None:
@@ -39,7 +35,11 @@ def test_no_other_ratio_in_the_readme() -> None:
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [(figures.SPEED_PICTURE, "cpu"), (figures.learning_plots.CURVES, "learning")],
+    [
+        (figures.SPEED_PICTURE, "cpu"),
+        (figures.GROWTH_PICTURE, "growth"),
+        (figures.learning_plots.CURVES, "learning"),
+    ],
 )
 def test_the_picture_is_that_of_the_results(path: Path, name: str) -> None:
     image = pytest.importorskip("PIL.Image", reason="install Pillow to run: make setup")
@@ -54,14 +54,14 @@ def test_results_say_where_they_come_from() -> None:
     assert results["machine"]["runs"] >= 5
     for row in results["rows"]:
         assert "error" in row or len(row["runs"]) >= 5, row["case"]
-    turns = kept.kept("turns")
-    assert {"cpu", "threads", "torch", "dtype"} <= turns["machine"].keys()
-    assert all(len(row["seconds"]["new"]) >= 5 for row in turns["rows"].values())
 
 
 @pytest.mark.parametrize("file", sorted(kept.RESULTS.glob("*.json")), ids=lambda f: f.stem)
-def test_every_result_names_its_machine(file: Path) -> None:
-    assert {"cpu", "threads", "torch"} <= json.loads(file.read_text())["machine"].keys()
+def test_every_result_says_where_it_comes_from(file: Path) -> None:
+    results = json.loads(file.read_text())
+    assert {"cpu", "threads", "torch"} <= results["machine"].keys()
+    assert results["command"].startswith("python ") and results["commit"] not in ("", "unknown")
+    assert file.stem in {source for source, _ in figures.TABLES.values()}, "shown nowhere"
 
 
 def test_export_says_where_it_comes_from() -> None:
@@ -78,7 +78,7 @@ def test_export_is_shown_from_what_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "Not measured yet.\n" in figures.with_figures(page)
     eager = {"model": "m", "route": "eager", "seconds": [0.2, 0.3, 0.4], "mib": 0}
     file = {"model": "m", "route": ".pt2", "seconds": [0.1, 0.2, 0.15], "mib": 12.5}
-    results = {"machine": {"cpu": "c"}, "rows": [eager, file]}
+    results = {"commit": "abc", "machine": {"cpu": "c"}, "rows": [eager, file]}
     (tmp_path / "export_speed.json").write_text(json.dumps(results))
     shown = figures.with_figures(page)
     assert "| m | .pt2 | 0.1500 | 0.1000-0.2000 | 2.00x as fast | 12.5 |" in shown.replace("  ", "")
@@ -88,9 +88,11 @@ def test_the_demo_is_shown_from_its_runs(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(kept, "RESULTS", tmp_path)
     assert figures.table("demo") == "Not measured yet.\n"
     runs = [{"box_ap": ap, "mask_ap": ap - 5, "minutes": 4.0} for ap in (81.0, 80.0, 84.0)]
-    (tmp_path / "demo.json").write_text(json.dumps({"machine": {"cpu": "c"}, "runs": runs}))
+    (tmp_path / "demo.json").write_text(
+        json.dumps({"commit": "abc", "machine": {"cpu": "c"}, "runs": runs})
+    )
     line = "| 81.0 (80.0 to 84.0) | 76.0 (75.0 to 79.0) | 4.0 (4.0 to 4.0) | 3 |"
-    assert line in figures.table("demo") and "; cpu c." in figures.table("demo")
+    assert line in figures.table("demo") and "; cpu c, commit abc." in figures.table("demo")
 
 
 def test_a_changed_figure_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_a_changed_figure_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     ours = {**row, "who": "ours", "peak_mib": 5.0}
     peer = {**row, "who": "peer", "speed_of_ours": 1.25, "speed_range": [1.0, 1.5]}
     peer |= {"memory_of_ours": 0.5}
-    results = {"machine": {"cpu": "c"}, "notes": [], "rows": [ours, peer]}
+    results = {"commit": "abc", "machine": {"cpu": "c"}, "notes": [], "rows": [ours, peer]}
     (tmp_path / "cpu.json").write_text(json.dumps(results))
     monkeypatch.setattr(kept, "RESULTS", tmp_path)
     page = "a\n<!-- figures: speed_full -->\nold\n<!-- /figures -->\nb\n"
@@ -119,7 +121,7 @@ def test_a_thousand_hours_follow_from_the_rate(
     assert "Not measured yet" in figures.with_figures(page)
     rate, share = ({"median": m, "min": m, "max": m} for m in (0.5, 0.9))
     row = {"model": "S", "seconds": 2.0, "threads": 4, "extract rows/s": rate, "ratio": share}
-    results = {"machine": {"cpu": "c"}, "results": [{**row, "seconds": 0}, row]}
+    results = {"commit": "abc", "machine": {"cpu": "c"}, "results": [{**row, "seconds": 0}, row]}
     (tmp_path / "extract_speed.json").write_text(json.dumps(results))
     assert "| pictures | S | 0.50 (0.50 to 0.50) | 0.900 (0.900 to 0.900) |" in figures.table(
         "extract"
