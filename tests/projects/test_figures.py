@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from projects.benchmark import figures, kept
+from projects.benchmark import figures, kept, robustness
 
 # A ratio, as tables of speed and memory have them.
 RATIO = re.compile(r"\b\d+\.\d+x")
@@ -26,6 +26,15 @@ def test_tables_are_those_of_the_results(name: str) -> None:
 def test_every_table_is_shown_somewhere() -> None:
     shown = {mark[1] for text in PAGES.values() for mark in figures.BLOCK.findall(text)}
     assert shown == set(figures.TABLES)
+
+
+def test_robustness_counts_what_tests_count() -> None:
+    """Each claim of the table is one that some test names; numbers and kinds may be filled in."""
+    tests = "".join(path.read_text() for path in (figures.ROOT / "tests").rglob("*.py"))
+    tests = tests.replace("{STEPS}", "20")
+    for claim in (claim for row in robustness.ROWS for claim in row.claims):
+        forms = (claim, re.sub("of (clip|still)s", "of {model}s", claim))
+        assert any(f'"{form}"' in tests for form in forms), claim
 
 
 def test_no_other_ratio_in_the_readme() -> None:
