@@ -94,7 +94,7 @@ def build_detector(
 
 def _from_lazy(config: Path, options: Any) -> tuple[Any, list[Any], str, str, str]:
     from detectron2.config import LazyConfig, instantiate
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf, SCMode
     from omegaconf.errors import OmegaConfBaseException
 
     if config.suffix == ".py":
@@ -109,13 +109,15 @@ def _from_lazy(config: Path, options: Any) -> tuple[Any, list[Any], str, str, st
     if "model" not in cfg:
         raise ValueError(f"{config}: holds no model")
     mapper = cfg.dataloader.test.mapper
+    parts = [cfg.model, mapper.augmentations]
     try:
         if config.suffix != ".py" and not options.trust_config:
-            for part in (cfg.model, mapper.augmentations):
-                # References are resolved first: one may lead out of the model.
-                _check_targets(config, OmegaConf.to_container(part, resolve=True))
-        model = instantiate(cfg.model)
-        augmentations = instantiate(mapper.augmentations)
+            # References are resolved first: one may lead out of the model. What is checked is
+            # what is called: resolved again, it might be something else.
+            given: dict[str, Any] = {"structured_config_mode": SCMode.INSTANTIATE}
+            parts = [OmegaConf.to_container(part, resolve=True, **given) for part in parts]
+            _check_targets(config, parts)
+        model, augmentations = map(instantiate, parts)
     except (TypeError, AssertionError, OmegaConfBaseException) as error:
         raise ValueError(f"{config}: its model cannot be built: {error}") from error
     data = cfg.dataloader.test.dataset
@@ -194,9 +196,14 @@ def _refusal(name: str) -> str:
 
 
 def _check_targets(config: Path, content: Any) -> None:
+    """Raises ValueError: something other than the name of a part of a model is to be called."""
     for target in _targets(content):
         try:
-            _real(target) if isinstance(target, str) else None
+            # detectron2 calls what a mapping makes, and finds the function that it may name.
+            # LazyConfig saves names alone.
+            if not isinstance(target, str):
+                raise ValueError(_refusal(f"what {target!r} makes"))
+            _real(target)
         except (ValueError, ImportError) as error:
             raise ValueError(f"{config}: {error}") from error
 

@@ -261,6 +261,24 @@ EVIL = {
     "a function of torch's": (
         "model: {_target_: torch.nn.attention._fa3._fa3_import_module, module_path: CANARY}"
     ),
+    "a target that gives a name": (
+        "model: {path: CANARY, _target_: {_target_: {_target_: torch.nn.Identity}, "
+        "input: os.mkdir}}"
+    ),
+    "a partial that gives a name": (
+        "model: {_target_: {_target_: !!python/object/apply:functools.partial {\n"
+        "  args: [!!python/name:detectron2.layers.wrappers.cat ''], state: [\n"
+        "  !!python/name:detectron2.layers.wrappers.cat '', [[os.mkdir]], {}, null]}},\n"
+        "  path: CANARY}"
+    ),
+    "a referred target": (
+        "model: {_target_: '${evil}', path: CANARY}\n"
+        "evil: {_target_: {_target_: torch.nn.Identity}, input: os.mkdir}"
+    ),
+    "a resolver's mapping": (
+        "model: {_target_: torch.nn.Sequential, x: '${oc.create:\"{_target_: os.mkdir, "
+        "path: CANARY}\"}'}"
+    ),
     "a referred name": "model: {_target_: '${evil}', command: 'touch CANARY'}\nevil: os.system",
     "a resizing": (
         "model: {_target_: torch.nn.Identity}\ndataloader: {test: {mapper: {augmentations: "
