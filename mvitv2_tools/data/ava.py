@@ -15,12 +15,13 @@ from . import ava_files
 from .ava_boxes import KINDS, Box, as_items, find_videos, read_boxes
 from .findings import Findings
 from .labelled_task import gpus_of
-from .options import say_findings, workers_of
+from .options import check_written, say_findings, workers_of
 from .parallel import map_files
 from .slowfast_config import AVA, make_plan, write_all, yaml_text
 from .splits import draw_split
 from .start import check_start
 
+WRITTEN = ("findings.txt", "frames", "frame_lists", "annotations", "classes.txt", "ava.yaml")
 EXAMPLES = """\
 examples:
   mvitv2 data ava boxes.csv videos/ --out falls
@@ -51,6 +52,8 @@ def run(options: Any) -> int:
     """Check, write frames and lists; returns the exit code."""
     check_start(options)
     findings, out = Findings(KINDS), options.out.resolve()
+    read = [options.boxes, options.videos, options.val_boxes, options.classes]
+    check_written(options, WRITTEN, filter(None, read))
     if not options.videos.is_dir():
         raise ValueError(f"{options.videos}: no such folder")
     classes = read_labels(options.classes) if options.classes else None

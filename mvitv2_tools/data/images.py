@@ -28,6 +28,7 @@ KINDS = {
     "turned by EXIF": Kind("warning", "PySlowFast shows it unturned; store it upright."),
     "small picture": Kind("warning", "Its shorter side is under 64 pixels."),
 }
+WRITTEN = ("findings.txt", "train", "val", "test", "classes.txt", "images.yaml")
 EXAMPLES = """\
 examples:
   mvitv2 data images flowers/ --out flowers-data              (flowers/CLASS/*.jpg)
@@ -47,7 +48,7 @@ def run(options: Any) -> int:
     """Check and write; returns the exit code."""
     check_start(options)
     findings = Findings(KINDS)
-    labelled = read_labelled(options, PICTURES, findings)
+    labelled = read_labelled(options, PICTURES, WRITTEN, findings)
     check_images(labelled, workers_of(options), findings)
     print(counts(labelled, "images"))
     out: Path = options.out.resolve()

@@ -13,7 +13,7 @@ from mvitv2_core.labels import read_labels
 
 from .findings import Findings
 from .labelled import Labelled, check_items, check_split, read_csv, read_folder
-from .options import pick_device
+from .options import check_written, pick_device
 from .slowfast_config import Recipe
 from .splits import draw_split
 
@@ -69,11 +69,20 @@ def gpus_of(options: Any) -> int:
     return max(1, torch.cuda.device_count()) if pick_device(options.device) == "cuda" else 0
 
 
-def read_labelled(options: Any, endings: Iterable[str], findings: Findings) -> Labelled:
+def read_labelled(
+    options: Any, endings: Iterable[str], written: Iterable[str], findings: Findings
+) -> Labelled:
     """Items of ``SOURCE`` and ``VAL``, checked, every one with its split.
 
+    Args:
+        options: the command's.
+        endings: of the files to take.
+        written: what the task writes into ``--out``, files and folders.
+        findings: where faults go.
+
     Raises:
-        ValueError: a source that is not there or cannot be read, options that do not fit.
+        ValueError: a source that is not there, cannot be read or would be written over; options
+            that do not fit.
     """
     sources = [options.source, *filter(None, [options.val])]
     for source in sources:
@@ -98,6 +107,8 @@ def read_labelled(options: Any, endings: Iterable[str], findings: Findings) -> L
             part = read_csv(path, root, split, classes, pattern, findings)
         whole.items += part.items
         whole.classes += [name for name in part.classes if name not in whole.classes]
+    read = [*sources, *filter(None, [options.classes])]
+    check_written(options, written, [*read, *{item.path.parent for item in whole.items}])
     if classes is not None:
         whole.classes = classes
     elif all(name.isdigit() for name in whole.classes):

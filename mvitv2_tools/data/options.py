@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,28 @@ def pick_device(asked: str | None) -> str:
 def workers_of(options: Any) -> int:
     """Processes for opening files."""
     return options.workers or os.cpu_count() or 1
+
+
+def check_written(options: Any, names: Iterable[str], read: Iterable[str | Path]) -> None:
+    """Before anything is written: nothing that is read may be written over.
+
+    Args:
+        options: ``out``, ``check_only``.
+        names: of the files and folders that the task writes into ``options.out``.
+        read: files and folders that it reads.
+
+    Raises:
+        ValueError: one of them is what would be written, or lies in it.
+    """
+    places = {Path(path).resolve(): path for path in read}
+    for name in () if options.check_only else names:
+        written = (options.out / name).resolve()
+        for place, path in places.items():
+            if place.is_relative_to(written):
+                raise ValueError(
+                    f"--out {options.out}: {options.out / name} would be written over {path}, "
+                    f"which is read: give another --out"
+                )
 
 
 def say_findings(findings: Findings, out: Path, options: Any) -> int | None:

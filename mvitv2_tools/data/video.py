@@ -24,6 +24,7 @@ from .slowfast_config import (
 from .start import check_start
 from .video_check import KINDS, check_videos
 
+WRITTEN = ("findings.txt", "train.csv", "val.csv", "test.csv", "classes.txt", "video.yaml")
 EXAMPLES = """\
 examples:
   mvitv2 data video clips/ --out sports                       (clips/CLASS/*.mp4)
@@ -42,7 +43,7 @@ def run(options: Any) -> int:
     """Check and write; returns the exit code."""
     check_start(options)
     findings = Findings(KINDS)
-    labelled = read_labelled(options, VIDEOS, findings)
+    labelled = read_labelled(options, VIDEOS, WRITTEN, findings)
     recipe = VIDEO[options.model]
     span, crop = clip_of(recipe)
     check_videos(labelled.items, span, crop, workers_of(options), findings)

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mvitv2_tools.data.ava import WRITTEN as AVA_WRITTEN
 from mvitv2_tools.data.ava_boxes import KINDS as AVA_KINDS
 from mvitv2_tools.data.images import KINDS as IMAGE_KINDS
+from mvitv2_tools.data.images import WRITTEN as IMAGES_WRITTEN
 from mvitv2_tools.data.labelled import KINDS as LABELLED_KINDS
 from tests.media_files import picture, write_video
 from tests.tools.labelled_folders import clip
@@ -56,6 +58,7 @@ def test_ava_layout(data, ava: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, said = run_ava(data, ava, out)
     assert code == 0 and "nothing wrong was found" in said, said
+    assert {path.name for path in out.iterdir()} == set(AVA_WRITTEN)
     sides = {}
     for split in ("train", "val"):
         rows = list(csv.reader((out / f"annotations/ava_{split}_v2.2.csv").open()))
@@ -124,6 +127,9 @@ def test_ava_files_and_lists(data, ava: Path, tmp_path: Path) -> None:
                  "unknown label: 6", "two videos of one name: 2", "class not in train: 1",
                  "class not in val: 1"):  # fmt: skip
         assert f"  {kind}" in said, said
+    shutil.copy(ava / "names.txt", ava / "classes.txt")
+    code, said = run_ava(data, ava, ava, "--classes", ava / "classes.txt")
+    assert code == 2 and "would be written over" in said and not (ava / "frames").exists()
     (ava / "boxes.csv").write_text(HEADER)
     assert "no data: 1" in run_ava(data, ava, tmp_path / "none")[1]
     (ava / "boxes.csv").write_text("video,second\n")
@@ -155,6 +161,7 @@ def test_images_layout(data, pictures: Path, tmp_path: Path) -> None:
     for _ in range(2):  # again: links are replaced
         code, said = data(*arguments)
         assert code == 0 and "nothing wrong was found" in said, said
+    assert {path.name for path in out.iterdir()} == set(IMAGES_WRITTEN)
     for split, count in (("train", 8), ("val", 2), ("test", 2)):
         assert sorted(p.name for p in (out / split).iterdir()) == ["n00000001", "n00000002"]
         links = sorted((out / split).rglob("*.png"))
@@ -167,6 +174,27 @@ def test_images_layout(data, pictures: Path, tmp_path: Path) -> None:
     code, said = data(*arguments)
     assert code == 2 and "holds files that are not links" in said
     assert (out / "train/n00000001/mine.png").exists()
+
+
+@pytest.mark.parametrize("by_csv", [False, True])
+def test_links_that_are_read_are_not_removed(
+    data, pictures: Path, tmp_path: Path, by_csv: bool
+) -> None:
+    """Folders of links look like those of an earlier run."""
+    out = tmp_path / "data"
+    for split in ("train", "val"):
+        for file in pictures.rglob("*.png"):
+            link = out / split / file.relative_to(pictures)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+    sources = [out / "train", out / "val"]
+    if by_csv:
+        paths = [link.relative_to(out) for link in out.rglob("*.png")]
+        (out / "list.csv").write_text("".join(f"{p},{p.parent.name}\n" for p in paths))
+        sources = [out / "list.csv"]
+    before = sorted(out.rglob("*"))
+    code, said = data("images", *sources, "--out", out, "--model", "toy", "--batch", 1, "--force")
+    assert code == 2 and "would be written over" in said and sorted(out.rglob("*")) == before
 
 
 def test_image_faults_are_named(data, pictures: Path, tmp_path: Path) -> None:

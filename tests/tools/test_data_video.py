@@ -14,6 +14,7 @@ import pytest
 
 from mvitv2_tools.data.labelled import Item, group_of
 from mvitv2_tools.data.splits import draw_split
+from mvitv2_tools.data.video import WRITTEN
 from mvitv2_tools.data.video_check import KINDS
 from tests.tools.labelled_folders import CLASSES, FIRST, SPOILS, make_videos
 
@@ -41,6 +42,7 @@ def test_nothing_wrong(data, clips: Path, tmp_path: Path) -> None:
         "video", clips, "--out", out, "--model", "toy", "--batch", 4, "--device", "cpu"
     )
     assert code == 0 and "nothing wrong was found" in said, said
+    assert {path.name for path in out.iterdir()} == set(WRITTEN)
     sides = {}
     for split, count in (("train", 8), ("val", 4)):
         listed = rows(out / f"{split}.csv")
@@ -176,6 +178,28 @@ def test_an_old_training_is_not_taken_for_a_new_one(data, clips: Path, tmp_path:
     assert code == 2 and "holds a training" in said and not (out / "video.yaml").exists()
     assert data(*arguments, "--check-only")[0] == 0
     assert data(*arguments, "--force")[0] == 0
+
+
+@pytest.mark.parametrize("read", ["train.csv", "test.csv", "classes.txt"])
+def test_nothing_that_is_read_is_written_over(data, clips: Path, tmp_path: Path, read: str) -> None:
+    """Neither with --force, and nothing else is written; checking alone is allowed."""
+    out = tmp_path / "out"
+    out.mkdir()
+    train, val = csv_of(clips, LIST), csv_of(clips, LIST, "other.csv")
+    arguments = {
+        "train.csv": (out / read, "--root", clips),
+        "test.csv": (train, out / read, "--root", clips),
+        "classes.txt": (train, val, "--classes", out / read),
+    }[read]
+    text = "a\nb\n" if read == "classes.txt" else LIST
+    (out / read).write_text(text)
+    shared = ("--out", out, "--model", "toy", "--batch", 1, "--device", "cpu")
+    code, said = data("video", *arguments, *shared, "--force")
+    assert code == 2 and f"{out / read} would be written over" in said, said
+    assert [path.name for path in out.iterdir()] == [read]
+    data("video", *arguments, *shared, "--check-only")
+    assert sorted(path.name for path in out.iterdir()) == sorted(["findings.txt", read])
+    assert (out / read).read_text() == text
 
 
 def test_folders_that_look_like_splits(data, clips: Path, tmp_path: Path) -> None:
