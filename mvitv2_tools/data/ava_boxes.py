@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .findings import Findings, Kind
-from .labelled import SPLITS, Item
+from .labelled import UNKNOWN_SPLIT, Item, read_split
 
 COLUMNS = ("video", "second", "x1", "y1", "x2", "y2", "label")
 # PySlowFast takes seconds 902 to 1798 of a video; frame 0 is second 900. Frame lists written here
@@ -22,6 +22,7 @@ KINDS = {
     "bad box": Kind("error", "0 <= x1 < x2 <= 1, and so for y."),
     "second out of range": Kind("error", f"Whole seconds from 0, below {SECONDS}: cut the video."),
     "unknown label": Kind("error", "It is not among the classes."),
+    "unknown split": UNKNOWN_SPLIT,
     "missing file": Kind("error", "The video of a row is not there."),
     "unreadable video": Kind("error", "Its frames cannot be written."),
     "ends early": Kind("error", "Cut off or damaged; only its beginning can be decoded."),
@@ -88,10 +89,12 @@ def read_boxes(
         if classes is not None and box.label not in classes:
             findings.add("unknown label", row, f"{box.label!r}")
             continue
+        own = read_split(cells.get("split"), split, row, findings)
+        if own is None:
+            continue
         if box[:4] in seen:
             findings.add("duplicate row", row, f"{box.video}, second {box.second}, {box.label}")
         seen.add(box[:4])
-        own = split or SPLITS.get((cells.get("split") or "").strip().lower(), "")
         if splits.setdefault(box.video, own) != own:
             text = f"{box.video} is in {splits[box.video]} and in {own}"
             findings.add("video on both sides", row, text)

@@ -12,10 +12,15 @@ from typing import NamedTuple
 
 from .findings import Findings, Kind
 
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# Folders of these names look like splits as well. Which of the three each is, a person must say.
+OTHER_SPLITS = ("training", "testing", "dev", "eval", "evaluation")
+UNKNOWN_SPLIT = Kind("error", f"It is not used: it must be {', '.join(SPLITS)} or empty.")
 KINDS = {
     "no data": Kind("error", "Nothing to train on."),
     "row without a label": Kind("error", "A row is a path and a label."),
     "unknown label": Kind("error", "It is not among the classes."),
+    "unknown split": UNKNOWN_SPLIT,
     "one file, two labels": Kind("error", "Which one is right?"),
     "path that a list cannot hold": Kind("error", "PySlowFast's lists part at spaces or commas."),
     "missing file": Kind("error", "PySlowFast takes a random other file instead, silently."),
@@ -29,7 +34,6 @@ KINDS = {
     "file outside of a class folder": Kind("warning", "It is not used."),
     "file of another kind": Kind("warning", "It is not used."),
 }
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 PATH_COLUMNS = ("path", "file", "filename", "video", "image")
 LABEL_COLUMNS = ("label", "class", "category", "action")
 # Clips of one video, by common names: UCF-101 and HMDB-51 (v_Name_g01_c02), words with a number
@@ -94,19 +98,25 @@ def group_of(place: Path, inside: Path, pattern: re.Pattern[str] | None) -> str:
 def read_folder(
     root: Path, endings: Iterable[str], pattern: re.Pattern[str] | None, findings: Findings
 ) -> Labelled:
-    """``root/CLASS/...``, or ``root/train/CLASS/...`` with ``val`` and perhaps ``test`` beside."""
+    """``root/CLASS/...``, or ``root/train/CLASS/...`` with ``val`` and perhaps ``test`` beside.
+
+    Raises:
+        ValueError: all folders look like splits, but they are not called so.
+    """
     folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
-    splits = {path: SPLITS.get(path.name.lower(), "") for path in folders}
     known = frozenset(endings)
-    named = {path: split for path, split in splits.items() if split}
+    alike = {**SPLITS, **dict.fromkeys(OTHER_SPLITS, "")}
+    named = {p: alike[p.name.lower()] for p in folders if p.name.lower() in alike}
     # A class may be called "train": then others with files stand beside it.
     beside = any(_has(path, known) for path in folders if path not in named)
-    parted = {"train", "val"} <= set(named.values()) and not beside
+    splits = set(named.values())
+    parted = {"train", "val"} <= splits and "" not in splits and not beside
     deep = not any(p.suffix.lower() in known for path in named for p in path.iterdir())
-    if "train" in named.values() and deep and not beside and not parted:
+    if splits & {"train", ""} and deep and not beside and not parted:
         raise ValueError(
-            f"{root}: {', '.join(path.name for path in named)} look like splits, but val is not "
-            f"among them: give the folders of training and of validation as SOURCE and VAL"
+            f"{root}: {', '.join(path.name for path in named)} look like splits, which must be "
+            f"called train and val (and test): rename them, or give the folders of training and "
+            f"of validation as SOURCE and VAL"
         )
     labelled = Labelled()
     for home, split in named.items() if parted else [(root, "")]:
@@ -143,6 +153,23 @@ def _below(folder: Path, root: Path, known: frozenset[str], findings: Findings) 
     return files
 
 
+def read_split(value: str | None, split: str, row: str, findings: Findings) -> str | None:
+    """A csv's row's split: "" where it is to be drawn, None where it is unknown, and found so.
+
+    Args:
+        value: of its column ``split``; None where there is none.
+        split: of all rows, whatever the column says; "" for the column's.
+        row: where it was read.
+        findings: where an unknown one goes.
+    """
+    given = (value or "").strip().lower()
+    if split or not given:
+        return split
+    if given not in SPLITS:
+        findings.add("unknown split", row, f"{value!r} is not one of {', '.join(SPLITS)}")
+    return SPLITS.get(given)
+
+
 def read_csv(
     file: Path,
     root: Path,
@@ -174,9 +201,11 @@ def read_csv(
         if not path or not label:
             findings.add("row without a label", row, f"{' '.join(filter(None, cells.values()))!r}")
             continue
-        own = SPLITS.get(cells.get("split", "").lower(), split)
+        own = read_split(cells.get("split"), split, row, findings)
+        if own is None:
+            continue
         group = cells.get("group") or group_of(Path(path), Path(Path(path).name), pattern)
-        items.append(Item(root / path, label, group, split or own, row))
+        items.append(Item(root / path, label, group, own, row))
     numbered = all(re.fullmatch(r"\d+", item.label) for item in items) and bool(items)
     if classes is None:
         found = {item.label for item in items}

@@ -137,6 +137,17 @@ def test_ava_files_and_lists(data, ava: Path, tmp_path: Path) -> None:
     assert code == 2 and "must name x1, y1, x2, y2, label" in said
 
 
+def test_ava_splits(data, ava: Path, tmp_path: Path) -> None:
+    """A column of the boxes; a row of a split that is none is not drawn into another."""
+    first, *others = (ava / "boxes.csv").read_text().splitlines()
+    splits = {"m 0": "train", "m 1": "Validation", "m 2": "testing"}
+    text = [f"{first},split", *(f"{row},{splits[row[:3]]}" for row in others)]
+    (ava / "boxes.csv").write_text("\n".join(text))
+    code, said = run_ava(data, ava, tmp_path / "out")
+    assert code == 1 and "unknown split: 4" in said and "'testing' is not one of train," in said
+    assert "train: 1 videos, 4 boxes\nval: 1 videos, 4 boxes" in said
+
+
 def test_every_ava_kind_is_there() -> None:
     assert {kind for _, kind, _ in AVA_FAULTS} - {"class not in"} <= set(AVA_KINDS)
 

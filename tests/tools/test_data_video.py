@@ -90,6 +90,8 @@ LISTS = [
      + f"{FIRST},0,val\n", "train and val overlap", "the same file is in train"),
     ("path,label,split\n" + LIST.replace(" ", ",").replace("\n", ",train\n")
      + "jump/v_jump_g00_c01.mp4,0,val\n", "group on both sides", "'v_jump_g00' is in train"),
+    ("path,label,split\n" + LIST.replace(" ", ",").replace("\n", ",training\n"),
+     "unknown split", "'training' is not one of train, val, valid, validation, test"),
     (LIST.replace(" 1\n", " 2\n"), "class not in train", "'1': 0 groups"),
     (LIST.replace(" 1\n", " Run\n").replace(" 0\n", " run\n"), "classes alike", "'run': and 'Run'"),
 ]  # fmt: skip
@@ -211,6 +213,11 @@ def test_folders_that_look_like_splits(data, clips: Path, tmp_path: Path) -> Non
     code, said = data("video", root, *arguments)
     assert code == 2 and "give the folders of training and of validation" in said
     (root / "test").rename(root / "val")
+    for old, new in (("train", "training"), ("val", "dev")):
+        (root / old).rename(root / new)
+        code, said = data("video", root, *arguments)
+        assert code == 2 and f"{new}" in said and "must be called train and val" in said, said
+        (root / new).rename(root / old)
     (root / "annotations").mkdir()
     code, said = data("video", root, *arguments, "--check-only")
     assert "2 classes" in said and "train: 12 videos" in said, said
