@@ -70,7 +70,7 @@ def run(options: Any) -> int:
     items = draw_split(as_items(boxes, videos, splits), options.share, options.seed)
     sides = {item.group: item.split for item in items}
     _check_classes(boxes, sides, classes, findings)
-    frames = _write_frames(boxes, videos, out, workers_of(options), findings)
+    frames = _write_frames(boxes, videos, options, findings)
     for split in ("train", "val"):
         mine = [box for box in boxes if sides[box.video] == split]
         print(f"{split}: {len({b.video for b in mine})} videos, {len(mine)} boxes")
@@ -95,21 +95,21 @@ def _check_classes(
 
 
 def _write_frames(
-    boxes: Sequence[Box],
-    videos: dict[str, Path],
-    out: Path,
-    workers: int,
-    findings: Findings,
+    boxes: Sequence[Box], videos: dict[str, Path], options: Any, findings: Findings
 ) -> dict[str, int]:
-    """Frames of every video, and how many there are of each."""
-    (out / "frames").mkdir(parents=True, exist_ok=True)
+    """Frames of every video, unless they are to be checked alone; how many there are of each."""
+    out = options.out.resolve() / "frames"
     names = [name for name, path in videos.items() if path.is_file()]
     alike = Counter(ava_files.folder_name(name) for name in videos)
     for name in videos:
         if alike[ava_files.folder_name(name)] > 1:
             findings.add("two videos of one name", name, f"both {ava_files.folder_name(name)!r}")
-    jobs = [(str(videos[n]), str(out / "frames" / ava_files.folder_name(n))) for n in names]
-    done = map_files(ava_files.write_frames, jobs, ava_files.crashed, workers, "frames")
+    write = not options.check_only
+    jobs = [
+        ava_files.Job(str(videos[name]), str(out / ava_files.folder_name(name)), write)
+        for name in names
+    ]
+    done = map_files(ava_files.write_frames, jobs, ava_files.crashed, workers_of(options), "frames")
     counts: dict[str, int] = {}
     for name, result in zip(names, done, strict=True):
         if result.error:

@@ -16,7 +16,22 @@ from .ava_boxes import FIRST, Box
 FPS, SHORT_SIDE = 30, 320
 PADDING = (FIRST - 900) * FPS  # copies of the first frame at the head of a frame list
 LABEL_MAP = "ava_action_list_v2.2_for_activitynet_2019.pbtxt"  # PySlowFast's default names
+SOURCE = "source.txt"  # beside a video's frames: which file they were written from
 EXCLUSIONS = "ava_val_excluded_timestamps_v2.2.csv"
+
+
+class Job(NamedTuple):
+    """A video's frames to write.
+
+    Args:
+        path: the video's.
+        target: the folder to make.
+        write: False for counting the frames alone.
+    """
+
+    path: str
+    target: str
+    write: bool = True
 
 
 class Frames(NamedTuple):
@@ -32,34 +47,40 @@ def folder_name(video: str) -> str:
     return re.sub(r"[^\w.-]+", "_", video)
 
 
-def write_frames(job: tuple[str, str]) -> Frames:
+def write_frames(job: Job) -> Frames:
     """A video's frames at 30 a second as JPEG, the shorter side 320 at most.
 
-    Args:
-        job: the video's path, and the folder to make. One that is there is taken as it is.
+    A folder that is there is taken as it is if it was written from this file as it is now, by size
+    and time of change.
     """
-    path, target = Path(job[0]), Path(job[1])
-    if target.is_dir():
-        return Frames(len(list(target.glob("*.jpg"))))
+    path, target = Path(job.path), Path(job.target)
     unfinished = target.with_name(f".{target.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     try:
+        status = path.stat()
+        source = f"{status.st_size} {status.st_mtime_ns}\n".encode()
+        if (target / SOURCE).is_file() and (target / SOURCE).read_bytes() == source:
+            return Frames(len(list(target.glob("*.jpg"))))
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if job.write:
+            unfinished.mkdir(parents=True)
         with Video(path) as video:
-            count = _write(video, unfinished, target.name)
+            count = _write(video, unfinished if job.write else None, target.name)
             broken = video.broken
+        if broken or not count:
+            return Frames(count, "" if count else "holds no frame", broken)
+        if job.write:
+            (unfinished / SOURCE).write_bytes(source)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(unfinished, target)
+        return Frames(count)
     except (MediaError, OSError) as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
         return Frames(error=str(error).removeprefix(f"{path}: "))
-    if broken or not count:
+    finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        return Frames(count, "" if count else "holds no frame", broken)
-    os.replace(unfinished, target)
-    return Frames(count)
 
 
-def _write(video: Video, folder: Path, name: str) -> int:
-    """Frame i is the one shown at i / 30 seconds; returns how many."""
+def _write(video: Video, folder: Path | None, name: str) -> int:
+    """Frame i is the one shown at i / 30 seconds; returns how many. None: write nothing."""
     from PIL import Image
 
     written, shown = 0, None
@@ -67,7 +88,8 @@ def _write(video: Video, folder: Path, name: str) -> int:
     def save(until: float) -> int:
         nonlocal written
         while shown is not None and written / FPS < until - 1e-6:
-            shown.save(folder / f"{name}_{written:06d}.jpg", quality=92)
+            if folder is not None:
+                shown.save(folder / f"{name}_{written:06d}.jpg", quality=92)
             written += 1
         return written
 
@@ -82,7 +104,7 @@ def _write(video: Video, folder: Path, name: str) -> int:
     return save(end)
 
 
-def crashed(job: tuple[str, str]) -> Frames:
+def crashed(job: Job) -> Frames:
     """What is known of a video at which its process died."""
     return Frames(error="its decoder crashed")
 

@@ -85,6 +85,34 @@ def test_ava_layout(data, ava: Path, tmp_path: Path) -> None:
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.jpg")}
 
 
+def test_ava_frames_are_those_of_the_video(data, ava: Path, tmp_path: Path) -> None:
+    """A video that changed is written anew, and so are frames of nobody knows what."""
+    from PIL import Image
+
+    out = tmp_path / "out"
+    assert run_ava(data, ava, out)[0] == 0
+    write_video(ava / "videos/m 0.mp4", clip(77, 75))
+    (out / "frames/m_1/source.txt").unlink()
+    kept = {p: p.stat().st_mtime_ns for p in (out / "frames").rglob("*.jpg")}
+    code, said = run_ava(data, ava, out)
+    assert code == 0, said
+    assert len(list((out / "frames/m_0").glob("*.jpg"))) == 75
+    with Image.open(out / "frames/m_0/m_0_000000.jpg") as image:
+        assert np.abs(np.asarray(image, int) - clip(77, 75)[0]).mean() < 6
+    same = {p.parent.name for p, time in kept.items() if p.stat().st_mtime_ns == time}
+    assert same == {"m_2"} and not list((out / "frames").glob(".*"))
+
+
+def test_ava_check_only(data, ava: Path, tmp_path: Path) -> None:
+    """Nothing but findings.txt, although every video is decoded."""
+    (ava / "videos/m 1.mp4").write_bytes(b"no video")
+    with (ava / "boxes.csv").open("a") as file:
+        file.write("m 0,7,0.1,0.1,0.6,0.8,walk\n")
+    code, said = run_ava(data, ava, tmp_path / "out", "--check-only")
+    assert code == 1 and "unreadable video: 1" in said and "second 7 of 2.0" in said
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["findings.txt"]
+
+
 AVA_FAULTS = [
     ("m 0,x,0.1,0.1,0.6,0.8,walk", "bad row", "row 14"),
     ("m 0,1,0.1,0.1,0.6,0.8,", "bad row", "row 14"),
