@@ -61,7 +61,7 @@ def add_explain(commands: Any) -> None:
     command.add_argument(
         "--target", type=int, help=f"class, for {', '.join(CAMS)} (default: the likeliest)"
     )
-    command.add_argument("--weights", metavar="FILE", help="for a plain variant")
+    command.add_argument("--weights", metavar="FILE", help="for a plain variant or a folder")
     command.add_argument("--labels", metavar="FILE", help="names of the classes")
     command.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     command.add_argument("--quiet", action="store_true", help="no progress, no remarks")

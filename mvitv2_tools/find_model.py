@@ -26,7 +26,7 @@ from mvitv2_core.training import EMA_KEY
 
 from .actions import ActionDetector, read_boxes
 from .classify import Classifier
-from .runs import find_labels, newest_runs, run_of
+from .runs import find_labels, find_weights
 
 CONFIGS = (".py", ".yaml", ".yml")
 
@@ -81,10 +81,16 @@ def find_model(name: str, options: Options) -> tuple[Any, str]:
 def _find(name: str, options: Options) -> tuple[Any, str]:
     path = Path(name)
     if path.is_dir():
-        return _from_folder(path, options)
+        path, several = find_weights(path, options.weights)
+        predictor, what = _from_file(path, options)
+        return predictor, what + several
     if path.suffix.lower() in CONFIGS:
         return _detector(recipe_path(path), options.weights, options, name)
     if path.suffix.lower() in SUFFIXES:
+        if options.weights is not None:
+            raise ValueError(
+                f"--weights {options.weights} does not go with a checkpoint, which {name} is"
+            )
         return _from_file(path, options)
     row = OFFICIAL.get(name)
     if row is not None and row.config is None:
@@ -279,19 +285,3 @@ def _of_actions(
     )
     unnamed = "" if labels is not None else "; its classes have no names here (--labels FILE)"
     return detector, f"{path}: {info.num_classes} actions at boxes of {options.boxes}{unnamed}"
-
-
-def _from_folder(folder: Path, options: Options) -> tuple[Any, str]:
-    """The newest weights that a trainer left in or below a folder."""
-    found = newest_runs(folder)
-    if not found:
-        raise ValueError(
-            f"{folder}: holds no trainer's output: neither detectron2's config.yaml and "
-            f"model_final.pth nor PySlowFast's checkpoints/checkpoint_epoch_*.pyth"
-        )
-    path = found[0]
-    predictor, what = _from_file(path, options)
-    others = sorted({str(run_of(other)) for other in found} - {str(run_of(path))})
-    if others:
-        what += f"; the newest of several (the others: {', '.join(others)})"
-    return predictor, what

@@ -42,7 +42,7 @@ def add_arguments(command: Any) -> None:
         nargs="+",
         help="pictures, videos, folders, and patterns such as 'clips/**/*.mp4'",
     )
-    command.add_argument("--weights", metavar="FILE", help="for a config or a plain variant")
+    command.add_argument("--weights", metavar="FILE", help="for a config, a variant or a folder")
     command.add_argument("--config", metavar="FILE", help="detectron2's, for a detector's file")
     command.add_argument(
         "--labels",

@@ -28,6 +28,34 @@ def newest_runs(folder: Path) -> list[Path]:
     return sorted(runs.values(), key=lambda path: path.stat().st_mtime, reverse=True)
 
 
+def find_weights(folder: Path, weights: str | None) -> tuple[Path, str]:
+    """Weights of a run in or below a folder, and what else there is to say of them.
+
+    Args:
+        folder: a trainer's output, or one that holds several.
+        weights: a file of one of its runs; None for the newest run's last.
+
+    Raises:
+        ValueError: there is no run, or ``weights`` is of none.
+    """
+    found = newest_runs(folder)
+    if not found:
+        raise ValueError(
+            f"{folder}: holds no trainer's output: neither detectron2's config.yaml and "
+            f"model_final.pth nor PySlowFast's checkpoints/checkpoint_epoch_*.pyth"
+        )
+    if weights is not None:
+        file = Path(weights)
+        if not file.is_file() or run_of(file.resolve()) not in {run_of(p.resolve()) for p in found}:
+            raise ValueError(
+                f"--weights {weights} must be a checkpoint of a run in {folder}, as {found[0]} is"
+            )
+        return file, ""
+    others = sorted({str(run_of(path)) for path in found} - {str(run_of(found[0]))})
+    several = f"; the newest of several (the others: {', '.join(others)})" if others else ""
+    return found[0], several
+
+
 def run_of(path: Path) -> Path:
     """The folder of the run that weights belong to."""
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent

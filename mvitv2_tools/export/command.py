@@ -56,7 +56,7 @@ def add_arguments(command: Any) -> None:
     command.add_argument("--size", type=size, help="224 or 224x320 (default: the model's)")
     command.add_argument("--frames", type=positive, help="of a clip (default: the model's)")
     command.add_argument("--batch", type=positive, default=1, help="default 1")
-    command.add_argument("--weights", metavar="FILE", help="for a config or a plain variant")
+    command.add_argument("--weights", metavar="FILE", help="for a config, a variant or a folder")
     command.add_argument("--config", metavar="FILE", help="detectron2's, for a detector's file")
     command.add_argument("--labels", metavar="FILE", help="names of the classes, for the metadata")
     command.add_argument(

@@ -44,7 +44,7 @@ def add_arguments(command: Any) -> None:
         help="pictures, videos, folders, and patterns such as 'clips/**/*.mp4'",
     )
     command.add_argument("--out", metavar="DIR", required=True, help="the folder to fill")
-    command.add_argument("--weights", metavar="FILE", help="for a plain variant")
+    command.add_argument("--weights", metavar="FILE", help="for a plain variant or a folder")
     command.add_argument(
         "--features",
         choices=FEATURES,

@@ -114,6 +114,13 @@ def test_yaml_folder(predict: Predict, yaml_run: Path, pictures: Path) -> None:
     for row in result.rows:
         bgr = np.array(Image.open(row["input"]))[:, :, ::-1]
         check(row, predictor(bgr)["instances"])
+    other = yaml_run / "model_0000004.pth"
+    content = torch.load(yaml_run / "model_final.pth")
+    content["model"]["roi_heads.box_predictor.cls_score.bias"][0] += 3
+    torch.save(content, other)
+    chosen = predict(yaml_run, pictures, "--json", "--score", 0, "--weights", other)
+    assert chosen.code == 0 and str(other) in chosen.err and chosen.out != result.out
+    other.unlink()
     (yaml_run / "own").mkdir()
     shutil.copy(yaml_run / "model_final.pth", yaml_run / "own" / "weights.pth")
     arguments = ("--weights", yaml_run / "own" / "weights.pth", "--json", "--score", 0)

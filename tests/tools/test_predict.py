@@ -142,6 +142,16 @@ def test_pyslowfast_folder_of_clips(predict: Predict, tmp_path: Path) -> None:
     assert "checkpoint_epoch_00003" in result.err and str(tmp_path / "runs" / "old") in result.err
     path = tmp_path / "runs" / "new" / "checkpoints" / "checkpoint_epoch_00003.pyth"
     check(predict(path, video, "--json").rows[0], expected)
+    older = path.with_name("checkpoint_epoch_00002.pyth")
+    chosen = predict(tmp_path / "runs", video, "--json", "--weights", older)
+    assert chosen.out == predict(older, video, "--json").out != result.out
+    for model, weights, message in (
+        (path, older, "does not go with a checkpoint"),
+        (tmp_path / "runs" / "old", older, "must be a checkpoint of a run in"),
+        (tmp_path / "runs", "none.pyth", f"must be a checkpoint of a run in {tmp_path / 'runs'}"),
+    ):
+        wrong = predict(model, video, "--weights", weights)
+        assert wrong.code == 2 and f"--weights {weights} {message}" in wrong.err, wrong.err
     # Windows of 0.8 s: two whole ones, and the rest.
     rows = predict(path, video, "--json", "--window", 0.8).rows
     assert [row["seconds"] for row in rows] == [[0, 0.8], [0.8, 1.6], [1.6, 2.0]]
