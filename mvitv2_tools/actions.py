@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +19,27 @@ from mvitv2_core.transforms import pick
 
 from .answers import Answer, Thing
 from .feed import Part
-from .inputs import Input
+from .inputs import VIDEOS, Input
 
 COLUMNS = ("video", "second", "x1", "y1", "x2", "y2")
 # {video: {second: boxes}}, a box as left, top, right, bottom from 0 to 1.
 Boxes = Mapping[str, Mapping[float, Sequence[tuple[float, ...]]]]
+
+
+def within(sides: Sequence[float]) -> tuple[float, ...] | None:
+    """A box's x1, y1, x2, y2 as fractions of the picture; None for one that is not in it.
+
+    Detectors' boxes stick out a little: what does by 0.01 at most is cut off.
+    """
+    x1, y1, x2, y2 = cut = tuple(min(max(side, 0.0), 1.0) for side in sides)
+    near = all(-0.01 <= side <= 1.01 for side in sides)
+    return cut if near and x1 < x2 and y1 < y2 else None
+
+
+def video_name(path: str | Path) -> str:
+    """A video without its ending: what follows a dot may be a part of the name, too."""
+    path = Path(path)
+    return (path.with_suffix("") if path.suffix.lower() in VIDEOS else path).as_posix()
 
 
 def read_boxes(path: str) -> Boxes:
@@ -30,7 +47,8 @@ def read_boxes(path: str) -> Boxes:
 
     Args:
         path: AVA's own, rows of ``COLUMNS`` without a heading; or with one that names them, as
-            ``mvitv2 data ava`` takes. A video is named with or without its ending.
+            ``mvitv2 data ava`` takes. A video is named with or without its ending, and with as
+            many of its folders as tell it from others.
 
     Raises:
         ValueError: names the file, the line, and what is wrong with it.
@@ -55,15 +73,15 @@ def read_boxes(path: str) -> Boxes:
             raise ValueError(
                 f"{path}: line {number} must be {', '.join(COLUMNS)}, got {','.join(row)!r}"
             ) from error
-        left, top, right, bottom = box
-        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1 and second >= 0):
+        sides = within(box)
+        if sides is None or not second >= 0:
             raise ValueError(
                 f"{path}: line {number} must hold a second from 0 and a box in 0 to 1 with "
                 f"x1 < x2 and y1 < y2, got {','.join(row)!r}"
             )
-        boxes = found[Path(name).stem][second]
-        if tuple(box) not in boxes:
-            boxes.append(tuple(box))
+        boxes = found[video_name(name)][second]
+        if sides not in boxes:
+            boxes.append(sides)
     return found
 
 
@@ -109,9 +127,10 @@ class ActionDetector:
         Raises:
             MediaError: it cannot be read, or there are no boxes for it.
         """
-        seconds = self.boxes.get(Path(item.path).stem)
+        seconds = self._seconds(item.path)
         if not seconds:
-            raise MediaError(f"{item.path}: --boxes holds no box for {Path(item.path).stem}")
+            name = Path(video_name(item.path)).name
+            raise MediaError(f"{item.path}: --boxes holds no box for {name}")
         for second in sorted(seconds):
             with Video(item.path) as video:
                 frames = self.read_clip(video, second)
@@ -126,6 +145,12 @@ class ActionDetector:
             shown = torch.tensor(seconds[second]) * torch.tensor([width, height, width, height])
             clip, boxes = self.prepare(frames, seconds[second])
             yield Part(item, (clip, boxes, shown), span, middle, last=last)
+
+    def _seconds(self, path: str) -> Mapping[float, Sequence[tuple[float, ...]]] | None:
+        """Boxes of the video, by its name with as many of its folders as there are boxes for."""
+        parts = Path(video_name(os.path.abspath(path))).parts
+        names = (Path(*parts[first:]).as_posix() for first in range(len(parts)))
+        return next((self.boxes[name] for name in names if name in self.boxes), None)
 
     def read_clip(self, video: Video, second: float) -> Tensor | None:
         """(T, h, w, 3) uint8 around a second; None where the video has ended by then.

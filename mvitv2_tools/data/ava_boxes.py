@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ..actions import within
 from .findings import Findings, Kind
 from .labelled import UNKNOWN_SPLIT, Item, read_split
 
@@ -49,7 +50,7 @@ class Box(NamedTuple):
 
     video: str
     second: int
-    sides: tuple[float, float, float, float]
+    sides: tuple[float, ...]
     label: str
     row: str
 
@@ -116,15 +117,14 @@ def _read_row(cells: dict[str, str], row: str, findings: Findings) -> Box | None
     if second != int(second) or not 0 <= second < SECONDS:
         findings.add("second out of range", row, values["second"])
         return None
-    x1, y1, x2, y2 = sides
     if max(sides) > 2:
         findings.add("box in pixels", row, f"{sides}")
         return None
-    if not (-0.01 <= x1 < x2 <= 1.01 and -0.01 <= y1 < y2 <= 1.01):
+    inside = within(sides)
+    if inside is None:
         findings.add("bad box", row, f"{sides}")
         return None
-    clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, 1.0), min(y2, 1.0))
-    return Box(values["video"], int(second), clipped, values["label"], row)
+    return Box(values["video"], int(second), inside, values["label"], row)
 
 
 def find_videos(

@@ -88,6 +88,8 @@ def test_boxes_of_a_file_with_a_heading(tmp_path: Path) -> None:
         ("video,second,x1,y1,x2,y2", "line 2 must be video"),
         ("a,1,0.5,0.2,0.1,0.9", "x1 < x2 and y1 < y2"),
         ("a,1,10,20,50,90", "a box in 0 to 1"),
+        ("a,1,-0.02,0,1,1", "a box in 0 to 1"),
+        ("a,1,-0.01,0,0,1", "a box in 0 to 1"),
         ("a,-1,0,0,1,1", "a second from 0"),
         ("a,nan,0,0,1,nan", "must hold"),
     ],
@@ -97,6 +99,25 @@ def test_bad_boxes(line: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         read_boxes(str(tmp_path / "x.csv"))
     assert str(tmp_path / "x.csv") in str(caught.value)
+
+
+def test_boxes_are_of_one_video(tmp_path: Path) -> None:
+    """Dots in names, one name in two folders, and the path that is named in most parts."""
+    names = ["2024.05.01", "2024.05.02.MP4", "a/x", "b/x.mp4", "x"]
+    lines = [f"{name},{second},0,0,1,1" for second, name in enumerate(names)]
+    (tmp_path / "x.csv").write_text("\n".join(lines))
+    helper = detector(tmp_path / "x.csv")
+    files = ["2024.05.01.mp4", "2024.05.02.avi", "a/x.mp4", "b/x.mp4", "c/x.mov"]
+    for second, file in enumerate(files):
+        assert helper._seconds(file) == {second: [(0, 0, 1, 1)]}
+        assert helper._seconds(str(tmp_path / file)) == {second: [(0, 0, 1, 1)]}
+    assert helper._seconds("2024.05.03.mp4") is None
+
+
+def test_boxes_that_stick_out(tmp_path: Path) -> None:
+    """As ``mvitv2 data ava`` takes them."""
+    (tmp_path / "x.csv").write_text("a,1,-0.01,-0.004,0.5,1.01\n")
+    assert read_boxes(str(tmp_path / "x.csv")) == {"a": {1.0: [(0, 0, 0.5, 1)]}}
 
 
 @pytest.mark.parametrize("fps", [30, 25, Fraction(30000, 1001), 60])

@@ -118,6 +118,7 @@ AVA_FAULTS = [
     ("m 0,1,0.1,0.1,0.6,0.8,", "bad row", "row 14"),
     ("m 0,1,10,10,60,80,walk", "box in pixels", "(10.0, 10.0, 60.0, 80.0)"),
     ("m 0,1,0.6,0.1,0.1,0.8,walk", "bad box", "(0.6, 0.1"),
+    ("m 0,1,-0.01,0.1,0.0,0.8,walk", "bad box", "(-0.01, 0.1"),
     ("m 0,0.5,0.1,0.1,0.6,0.8,walk", "second out of range", "0.5"),
     ("m 0,999,0.1,0.1,0.6,0.8,walk", "second out of range", "999"),
     ("m 0,7,0.1,0.1,0.6,0.8,walk", "box after the end", "second 7 of 2.0"),
