@@ -111,7 +111,7 @@ def _read_row(cells: dict[str, str], row: str, findings: Findings) -> Box | None
     except ValueError:
         findings.add("bad row", row, f"{', '.join(values.values())}")
         return None
-    if not values["video"] or not values["label"] or not all(map(math.isfinite, sides)):
+    if not values["video"] or not values["label"] or not all(map(math.isfinite, (second, *sides))):
         findings.add("bad row", row, f"{', '.join(values.values())}")
         return None
     if second != int(second) or not 0 <= second < SECONDS:

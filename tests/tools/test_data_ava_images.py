@@ -116,6 +116,7 @@ def test_ava_check_only(data, ava: Path, tmp_path: Path) -> None:
 AVA_FAULTS = [
     ("m 0,x,0.1,0.1,0.6,0.8,walk", "bad row", "row 14"),
     ("m 0,1,0.1,0.1,0.6,0.8,", "bad row", "row 14"),
+    ("m 0,nan,0.1,0.1,0.6,0.8,walk", "bad row", "row 14"),
     ("m 0,1,10,10,60,80,walk", "box in pixels", "(10.0, 10.0, 60.0, 80.0)"),
     ("m 0,1,0.6,0.1,0.1,0.8,walk", "bad box", "(0.6, 0.1"),
     ("m 0,1,-0.01,0.1,0.0,0.8,walk", "bad box", "(-0.01, 0.1"),
