@@ -132,7 +132,7 @@ def _write(
     classes: Sequence[str],
     options: Any,
 ) -> None:
-    out = options.out.resolve()
+    out, gpus = options.out.resolve(), gpus_of(options)
     texts, seconds = {}, 0
     for split in ("train", "val"):
         mine = [box for box in boxes if sides[box.video] == split and box.video in frames]
@@ -153,10 +153,11 @@ def _write(
         "AVA.TRAIN_PREDICT_BOX_LISTS": [],
         "AVA.TEST_PREDICT_BOX_LISTS": ["ava_val_predicted_boxes.csv"],
         "AVA.FULL_TEST_ON_VAL": True,
+        # One clip on each GPU, as PySlowFast's test demands: whole frames differ in width.
+        "TEST.BATCH_SIZE": max(1, gpus),
     }
     if options.model == "toy":
         keys |= TOY
-    gpus = gpus_of(options)
     plan = make_plan(AVA[options.model], "ava", classes, seconds, options, gpus, out, keys)
     command = f"python -m mvitv2_slowfast.run_net --cfg {options.out / 'ava.yaml'}"
     texts["classes.txt"] = "".join(f"{name}\n" for name in classes)

@@ -113,6 +113,16 @@ def test_ava_check_only(data, ava: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["findings.txt"]
 
 
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_ava_config(data, ava: Path, tmp_path: Path, gpus: int) -> None:
+    """One clip on each GPU in the test: PySlowFast demands it, and frames differ in width."""
+    import yaml
+
+    assert run_ava(data, ava, tmp_path / "out", "--gpus", gpus)[0] == 0
+    written = yaml.safe_load((tmp_path / "out/ava.yaml").read_text())
+    assert written["TRAIN"]["BATCH_SIZE"] == 2 and written["TEST"]["BATCH_SIZE"] == max(1, gpus)
+
+
 AVA_FAULTS = [
     ("m 0,x,0.1,0.1,0.6,0.8,walk", "bad row", "row 14"),
     ("m 0,1,0.1,0.1,0.6,0.8,", "bad row", "row 14"),
