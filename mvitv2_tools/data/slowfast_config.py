@@ -150,13 +150,12 @@ def yaml_text(plan: Plan, command: str, task: str) -> str:
         "TEST.BATCH_SIZE": plan.batch,
         "NUM_GPUS": plan.gpus,
         "OUTPUT_DIR": str(plan.data / "run"),
+        **start_keys(plan.weights, plan.dataset),
         **plan.keys,
     }
     if not plan.gpus:
         keys["DATA_LOADER.PIN_MEMORY"] = False
         keys["DATA_LOADER.NUM_WORKERS"] = 1
-    if plan.weights:
-        keys |= start_keys(plan.weights, plan.dataset)
     unused = LEAST_CLASSES - len(plan.classes)
     lines = [
         f"# {plan.train} to learn from, {len(plan.classes)} classes.",

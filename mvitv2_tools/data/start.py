@@ -54,13 +54,17 @@ def check_no_training(options: Any) -> None:
 
 
 def start_keys(weights: str, dataset: str) -> dict[str, Any]:
-    """The key that PySlowFast reads weights from: image weights have one of their own.
+    """The keys that PySlowFast reads weights from: image weights have one of their own.
 
-    For clips they bring the colours that they expect, as in ``configs/base/image_init.yaml``.
+    The other is "", or a recipe's own weights would come back. For clips, image weights bring the
+    colours that they expect, as in ``configs/base/image_init.yaml``.
 
     Raises:
         CheckpointError: a file that cannot be read.
     """
+    keys: dict[str, Any] = {"TRAIN.CHECKPOINT_FILE_PATH": "", "MVITV2.IMAGE_CHECKPOINT": ""}
+    if not weights:
+        return keys
     official = OFFICIAL.get(weights.removeprefix(PREFIX))
     if official is not None:
         image = official.format == "image"
@@ -68,8 +72,8 @@ def start_keys(weights: str, dataset: str) -> dict[str, Any]:
         state = read_checkpoint(weights, check=False).state
         image = read_layout(to_project(weights, state).known).rank == 2
     if not image and dataset != "imagenet":
-        return {"TRAIN.CHECKPOINT_FILE_PATH": weights}
-    keys: dict[str, Any] = {"MVITV2.IMAGE_CHECKPOINT": weights}
+        return {**keys, "TRAIN.CHECKPOINT_FILE_PATH": weights}
+    keys["MVITV2.IMAGE_CHECKPOINT"] = weights
     if dataset != "imagenet":
         keys |= {"DATA.MEAN": list(IMAGENET_MEAN), "DATA.STD": list(IMAGENET_STD)}
     return keys

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,8 +31,8 @@ def options(out: Path, **others: object) -> argparse.Namespace:
     return argparse.Namespace(out=out, **{**plain, **others})
 
 
-def text_of(dataset: str, model: str, epochs: int | None, out: Path) -> str:
-    given = (RECIPES[dataset][model], dataset, ["a", "b"], 64, options(out, epochs=epochs))
+def text_of(dataset: str, model: str, out: Path, **others: object) -> str:
+    given = (RECIPES[dataset][model], dataset, ["a", "b"], 64, options(out, **others))
     return yaml_text(make_plan(*given, gpus=0, data=out, keys={}), "command", "task")
 
 
@@ -42,22 +43,36 @@ def test_floats_stay_floats(value: float) -> None:
     assert isinstance(read, float) and read == pytest.approx(value, rel=1e-5)
 
 
-@needs_pyslowfast
-@pytest.mark.parametrize("dataset", RECIPES)
-def test_pyslowfast_reads_it(dataset: str, tmp_path: Path) -> None:
+def read_by_pyslowfast(text: str, folder: Path) -> Any:
     from mvitv2_slowfast.plugin import connect
 
     connect()
     from slowfast.utils.parser import load_config
 
+    file = folder / "config.yaml"
+    file.write_text(text)
+    args = argparse.Namespace(opts=[], num_shards=1, shard_id=0, init_method="")
+    return load_config(args, str(file))
+
+
+@needs_pyslowfast
+@pytest.mark.parametrize("dataset", RECIPES)
+def test_pyslowfast_reads_it(dataset: str, tmp_path: Path) -> None:
     for model in RECIPES[dataset]:
         for epochs in (None, 1, 2, 10, 100):
-            file = tmp_path / "config.yaml"
-            file.write_text(text_of(dataset, model, epochs, tmp_path))
-            args = argparse.Namespace(opts=[], num_shards=1, shard_id=0, init_method="")
-            cfg = load_config(args, str(file))
+            cfg = read_by_pyslowfast(text_of(dataset, model, tmp_path, epochs=epochs), tmp_path)
             wanted = epochs or cfg.SOLVER.MAX_EPOCH
             assert (wanted, wanted / 10) == (cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.WARMUP_EPOCHS)
+
+
+@needs_pyslowfast
+@pytest.mark.parametrize("weights", ["", "mvitv2://mvitv2_small_in1k", None])
+def test_weights_are_those_asked_for(weights: str | None, tmp_path: Path) -> None:
+    """AVA's recipes name Kinetics weights: none, or an image model's, take their place."""
+    cfg = read_by_pyslowfast(text_of("ava", "S", tmp_path, weights=weights), tmp_path)
+    clip = AVA["S"].weights if weights is None else ""
+    assert clip == cfg.TRAIN.CHECKPOINT_FILE_PATH
+    assert (weights or "") == cfg.MVITV2.IMAGE_CHECKPOINT
 
 
 def test_weights_are_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,7 +246,7 @@ def test_weights_of_an_image_model_are_inflated(data, clips: Path, tmp_path: Pat
         written = yaml.safe_load((out / "video.yaml").read_text())
         if frames:
             assert written["TRAIN"]["CHECKPOINT_FILE_PATH"] == str(file)
-            assert "MEAN" not in written["DATA"] and "MVITV2" not in written
+            assert "MEAN" not in written["DATA"] and not written["MVITV2"]["IMAGE_CHECKPOINT"]
         else:
             assert written["MVITV2"]["IMAGE_CHECKPOINT"] == str(file)
             assert written["DATA"]["MEAN"] == [0.485, 0.456, 0.406]
