@@ -17,7 +17,8 @@ from .findings import Findings
 from .labelled_task import gpus_of
 from .options import check_written, say_findings, workers_of
 from .parallel import map_files
-from .slowfast_config import AVA, make_plan, write_all, yaml_text
+from .slowfast_config import make_plan, write_all, yaml_text
+from .slowfast_recipes import AVA
 from .splits import draw_split
 from .start import check_start
 
@@ -50,7 +51,7 @@ def add_arguments(command: Any) -> None:
 
 def run(options: Any) -> int:
     """Check, write frames and lists; returns the exit code."""
-    check_start(options)
+    check_start(options, AVA[options.model])
     findings, out = Findings(KINDS), options.out.resolve()
     read = [options.boxes, options.videos, options.val_boxes, options.classes]
     check_written(options, WRITTEN, filter(None, read))

@@ -16,7 +16,8 @@ from .labelled import Item, Labelled
 from .labelled_task import add_labelled, counts, gpus_of, read_labelled
 from .options import say_findings, workers_of
 from .parallel import map_files
-from .slowfast_config import IMAGES, labels_text, make_plan, write_all, yaml_text
+from .slowfast_config import labels_text, make_plan, write_all, yaml_text
+from .slowfast_recipes import IMAGES
 from .start import check_start
 from .video_check import check_copies
 
@@ -46,7 +47,7 @@ def add_arguments(command: Any) -> None:
 
 def run(options: Any) -> int:
     """Check and write; returns the exit code."""
-    check_start(options)
+    check_start(options, IMAGES[options.model])
     findings = Findings(KINDS)
     labelled = read_labelled(options, PICTURES, WRITTEN, findings)
     check_images(labelled, workers_of(options), findings)

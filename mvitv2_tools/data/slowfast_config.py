@@ -11,50 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mvitv2_core.checkpoint.files import whole_file
-from mvitv2_core.path_manager import PREFIX
 from mvitv2_core.recipes import recipe_path
 
 from .findings import Findings
 from .labelled import Item
+from .slowfast_recipes import Recipe
 from .start import LEAST_CLASSES, labels, other_classes, start_keys
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """A recipe of this project to fine-tune after.
-
-    Args:
-        file: under ``configs/``.
-        lr: at ``batch`` clips or images a step.
-        weights: official ones to start from.
-        seen: clips or images to see in a training, which the number of epochs follows from.
-    """
-
-    file: str
-    lr: float
-    batch: int
-    weights: str = ""
-    seen: int = 20_000
-
-
-# Rates are those of this project's recipes at their batch of 16 clips, or 256 images.
-VIDEO = {
-    "S": Recipe("Kinetics/MViTv2_S_16x4.yaml", 1e-4, 16, f"{PREFIX}mvitv2_small_16x4_k400"),
-    "B": Recipe("Kinetics/MViTv2_B_32x3.yaml", 1e-4, 16, f"{PREFIX}mvitv2_base_32x3_k400"),
-    "toy": Recipe("Kinetics/toy_mvitv2.yaml", 5e-4, 8, seen=900),
-}
-IMAGES = {
-    "T": Recipe("ImageNet/MViTv2_T.yaml", 2.5e-4, 256, f"{PREFIX}mvitv2_tiny_in1k", 100_000),
-    "S": Recipe("ImageNet/MViTv2_S.yaml", 2.5e-4, 256, f"{PREFIX}mvitv2_small_in1k", 100_000),
-    "B": Recipe("ImageNet/MViTv2_B.yaml", 2.5e-4, 256, f"{PREFIX}mvitv2_base_in1k", 100_000),
-    "L": Recipe("ImageNet/MViTv2_L.yaml", 2.5e-4, 256, f"{PREFIX}mvitv2_large_in1k", 100_000),
-    "toy": Recipe("ImageNet/toy_mvitv2.yaml", 1e-3, 16, seen=6_000),
-}
-AVA = {
-    "S": Recipe("AVA/MViTv2_S_16x4.yaml", 1e-4, 16, f"{PREFIX}mvitv2_small_16x4_k400"),
-    "B": Recipe("AVA/MViTv2_B_32x3.yaml", 1e-4, 16, f"{PREFIX}mvitv2_base_32x3_k400"),
-    "toy": VIDEO["toy"],
-}
 LEAST_EPOCHS, MOST_EPOCHS = 10, 100
 
 

@@ -7,37 +7,104 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mvitv2_core.checkpoint.describe import read_layout
-from mvitv2_core.checkpoint.files import read_checkpoint
+import torch
+
+from mvitv2_core import MViTClassifier
+from mvitv2_core.checkpoint.describe import Layout, read_layout
+from mvitv2_core.checkpoint.files import read_checkpoint, read_content
 from mvitv2_core.checkpoint.formats import to_project
 from mvitv2_core.checkpoint.hub import OFFICIAL
 from mvitv2_core.model_info import IMAGENET_MEAN, IMAGENET_STD
 from mvitv2_core.path_manager import PREFIX
 
 from ..runs import find_labels, newest_runs, run_of
+from .slowfast_recipes import Recipe
 
 LEAST_CLASSES = 5  # PySlowFast's trainer measures top-5 whatever the number of classes
 
 
-def check_start(options: Any) -> None:
+def check_start(options: Any, recipe: Recipe) -> None:
     """Before any file is opened: whether a training can start from what the options say.
 
-    ``options.weights`` of a file becomes absolute, as the config's other paths are.
+    ``options.weights`` becomes what ``full_name`` makes of it.
 
     Raises:
-        ValueError: ``--out`` holds a training; ``--weights`` is a folder.
+        ValueError: ``--out`` holds a training; ``--weights`` is a folder, or of another model.
         CheckpointError: ``--weights`` cannot be read.
     """
     check_no_training(options)
-    weights = options.weights
-    if not weights or weights.removeprefix(PREFIX) in OFFICIAL:
-        return
+    if options.weights:
+        options.weights = full_name(options.weights)
+        _check_fit(options.weights, recipe.layout)
+
+
+def full_name(weights: str) -> str:
+    """Weights as a config names them: ``mvitv2://NAME``, or a file that can be read, absolute.
+
+    Raises:
+        ValueError: a folder.
+        CheckpointError: neither an official name nor a checkpoint.
+    """
+    name = weights.removeprefix(PREFIX)
+    if name in OFFICIAL:
+        return PREFIX + name
     if os.path.isdir(weights):
         runs = newest_runs(Path(weights))
         newest = f", such as {runs[0]}" if runs else ""
         raise ValueError(f"--weights {weights} must be a file{newest}: it is a folder")
     read_checkpoint(weights, check=False)
-    options.weights = os.path.abspath(weights)
+    return os.path.abspath(weights)
+
+
+def _check_fit(weights: str, model: Layout) -> None:
+    """ValueError where the trainer could not read weights, or would leave out most of them.
+
+    PySlowFast's reader passes over tensors of other names and shapes, without a warning.
+    """
+    official = OFFICIAL.get(weights.removeprefix(PREFIX))
+    if official is None:
+        held, native = _of_file(weights)
+    elif official.config is None:
+        raise ValueError(f"--weights {weights} must be a classifier's: it is a detector's")
+    else:
+        with torch.device("meta"):
+            held = read_layout(MViTClassifier(official.config()).state_dict())
+        native = True
+    if held.structure != model.structure:
+        raise ValueError(
+            f"--weights {weights} must be of the model's size: it holds {held}, and --model is "
+            f"{model}"
+        )
+    if model.rank == 2 and held.rank == 3:
+        raise ValueError(
+            f"--weights {weights} must be an image model's, it holds {held}: take the centre frame "
+            f"with `mvitv2 convert {weights} OUT.pyth --to image`"
+        )
+    resized = held.input_size != model.input_size
+    if held.rank == 3 and (resized or not native):
+        frames, height, width = model.input_size or ()
+        size = f" --frames {frames} --size {height}x{width}" if resized else ""
+        raise ValueError(
+            f"--weights {weights} must be PySlowFast's own checkpoint of {model}, it holds {held}: "
+            f"`mvitv2 convert {weights} OUT.pyth --to slowfast{size}`"
+        )
+
+
+def _of_file(weights: str) -> tuple[Layout, bool]:
+    """What a file holds, and whether PySlowFast's own reader finds its tensors."""
+    checkpoint = read_checkpoint(weights, check=False)
+    named = to_project(weights, checkpoint.state)
+    if "norm.weight" not in named.known:
+        raise ValueError(
+            f"--weights {weights} must be a classifier's: it has no last norm, as no detector's has"
+        )
+    native = (
+        named.format == "slowfast"
+        and (checkpoint.container, checkpoint.nest) == ("torch", "model_state")
+        # Without what wrappers put in front of names, which PySlowFast would not take away.
+        and checkpoint.state.keys() == read_content(weights)["model_state"].keys()
+    )
+    return read_layout(named.known), native
 
 
 def check_no_training(options: Any) -> None:

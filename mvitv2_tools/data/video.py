@@ -6,21 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mvitv2_core.recipes import recipe_path
-
 from ..inputs import VIDEOS
 from .findings import Findings
 from .labelled_task import add_labelled, counts, gpus_of, read_labelled
 from .options import say_findings, workers_of
-from .slowfast_config import (
-    VIDEO,
-    Recipe,
-    labels_text,
-    list_texts,
-    make_plan,
-    write_all,
-    yaml_text,
-)
+from .slowfast_config import labels_text, list_texts, make_plan, write_all, yaml_text
+from .slowfast_recipes import VIDEO, Recipe
 from .start import check_start
 from .video_check import KINDS, check_videos
 
@@ -41,7 +32,7 @@ def add_arguments(command: Any) -> None:
 
 def run(options: Any) -> int:
     """Check and write; returns the exit code."""
-    check_start(options)
+    check_start(options, VIDEO[options.model])
     findings = Findings(KINDS)
     labelled = read_labelled(options, VIDEOS, WRITTEN, findings)
     recipe = VIDEO[options.model]
@@ -69,22 +60,10 @@ def run(options: Any) -> int:
 
 def clip_of(recipe: Recipe) -> tuple[float, int]:
     """Seconds that a recipe's clip spans, and the pixels of its crop."""
-    data = _data(recipe_path(f"configs/{recipe.file}"))
+    data = recipe.node("DATA")
     # PySlowFast's defaults: 30 frames a second.
     frames = (data["NUM_FRAMES"] - 1) * data["SAMPLING_RATE"] + 1
     return frames / data.get("TARGET_FPS", 30), data["TRAIN_CROP_SIZE"]
-
-
-def _data(file: Path) -> dict[str, Any]:
-    """The node DATA of a recipe, over those of its bases."""
-    import yaml
-
-    content = yaml.safe_load(file.read_text("utf-8"))
-    bases = content.get("_BASE_", [])
-    data: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        data |= _data(file.parent / base)
-    return data | content.get("DATA", {})
 
 
 def common_folder(paths: Sequence[Path], default: Path) -> Path:

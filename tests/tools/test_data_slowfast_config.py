@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,12 @@ import pytest
 import torch
 import yaml
 
-from mvitv2_core import create_model
-from mvitv2_tools.data.slowfast_config import (
-    AVA,
-    IMAGES,
-    VIDEO,
-    _quoted,
-    labels_text,
-    make_plan,
-    yaml_text,
-)
+from mvitv2_core import MViTClassifier, MViTConfig, create_model
+from mvitv2_core.checkpoint import convert_state_dict
+from mvitv2_core.checkpoint.describe import read_layout
+from mvitv2_core.recipes import recipe_path
+from mvitv2_tools.data.slowfast_config import _quoted, labels_text, make_plan, yaml_text
+from mvitv2_tools.data.slowfast_recipes import AVA, IMAGES, VIDEO, Recipe
 from mvitv2_tools.data.start import check_start
 from tests.slowfast.launch import needs_pyslowfast
 
@@ -75,26 +72,81 @@ def test_weights_are_those_asked_for(weights: str | None, tmp_path: Path) -> Non
     assert (weights or "") == cfg.MVITV2.IMAGE_CHECKPOINT
 
 
+@pytest.mark.parametrize("dataset", RECIPES)
+def test_a_recipes_model_is_read(dataset: str) -> None:
+    from mvitv2_slowfast.config_file import read_config_file
+
+    for recipe in RECIPES[dataset].values():
+        with torch.device("meta"):
+            model = MViTClassifier(read_config_file(recipe_path(f"configs/{recipe.file}")))
+        held = replace(read_layout(model.state_dict()), num_classes=None)
+        assert held == recipe.layout, recipe.file
+        if recipe.weights:
+            check_start(options(Path("out"), weights=recipe.weights), recipe)
+
+
 def test_weights_are_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative file becomes absolute; a folder is refused by its newest file, as no file is."""
-    run = tmp_path / "run/checkpoints"
+    """A relative file becomes absolute, an official name gets its prefix; a folder is refused by
+    its newest file, as no file is."""
+    run, tiny = tmp_path / "run/checkpoints", IMAGES["T"]
     run.mkdir(parents=True)
     file = run / "checkpoint_epoch_00003.pyth"
     torch.save({"model_state": create_model("mvitv2_tiny", num_classes=5).state_dict()}, file)
     (tmp_path / "broken.pyth").write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
-    given = options(tmp_path / "out", weights="run/checkpoints/checkpoint_epoch_00003.pyth")
-    check_start(given)
-    assert given.weights == str(file)
+
+    def taken(weights: str | None) -> str | None:
+        given = options(tmp_path / "out", weights=weights)
+        check_start(given, tiny)
+        return given.weights
+
+    assert taken("run/checkpoints/checkpoint_epoch_00003.pyth") == str(file)
     for weights, message in (
         ("run", r"--weights run must be a file, such as .*checkpoint_epoch_00003.pyth"),
         ("broken.pyth", "broken.pyth"),
         ("gone.pyth", "gone.pyth"),
     ):
         with pytest.raises(ValueError, match=message):
-            check_start(options(tmp_path / "out", weights=weights))
-    for weights in ("", None, "mvitv2://mvitv2_tiny_in1k", "mvitv2_tiny_in1k"):
-        check_start(options(tmp_path / "out", weights=weights))
+            taken(weights)
+    official = "mvitv2://mvitv2_tiny_in1k"
+    assert [taken(w) for w in ("", None, official, "mvitv2_tiny_in1k")] == [
+        *("", None, official, official)
+    ]
+
+
+def test_weights_that_the_trainer_could_not_take(tmp_path: Path) -> None:
+    """Another size, clips for pictures, a detector's; of clips what PySlowFast cannot read."""
+
+    def saved(name: str, frames: int | None = 16, to: str = "slowfast", prefix: str = "") -> str:
+        size = (224, 224) if frames is None else (frames, 224, 224)
+        with torch.device("meta"):
+            model = MViTClassifier(MViTConfig.variant("S", size))
+        small = {name: torch.zeros(1).expand(t.shape) for name, t in model.state_dict().items()}
+        state, _ = convert_state_dict(small, to, prefix=prefix)
+        torch.save({"model_state": state} if "bare" not in name else state, tmp_path / name)
+        return str(tmp_path / name)
+
+    def take(weights: str, recipe: Recipe) -> None:
+        check_start(options(tmp_path / "out", weights=weights), recipe)
+
+    clip, still = saved("clip.pyth"), saved("still.pyth", None, "image")
+    for weights, recipe in ((clip, VIDEO["S"]), (still, VIDEO["S"]), (still, IMAGES["S"])):
+        take(weights, recipe)
+    for weights, recipe, message in (
+        (clip, VIDEO["B"], "be of the model's size: it holds MViTv2-S for clips of 16x224x224"),
+        (still, IMAGES["T"], "be of the model's size: it holds MViTv2-S .* MViTv2-T for images"),
+        ("mvitv2_small_16x4_k400", VIDEO["B"], "--weights mvitv2://mvitv2_small_16x4_k400 must be"),
+        ("mvitv2_large_in21k", IMAGES["L"], "MViTv2-L for images .* growing in the MLP"),
+        ("mask_rcnn_mvitv2_t_3x", IMAGES["T"], "a classifier's: it is a detector's"),
+        (saved("d2.pyth", None, "detectron2"), IMAGES["S"], "a classifier's: it has no last norm"),
+        (clip, IMAGES["S"], "convert .*clip.pyth OUT.pyth --to image"),
+        (saved("bare.pyth"), AVA["S"], "PySlowFast's own checkpoint .* --to slowfast`"),
+        (saved("vision.pyth", to="torchvision"), VIDEO["S"], "--to slowfast`"),
+        (saved("ddp.pyth", prefix="module."), VIDEO["S"], "--to slowfast`"),
+        (saved("short.pyth", 8), VIDEO["S"], "--to slowfast --frames 16 --size 224x224`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            take(weights, recipe)
 
 
 def test_a_head_of_other_classes_is_told_of(tmp_path: Path) -> None:

@@ -237,10 +237,10 @@ def test_weights_of_an_image_model_are_inflated(data, clips: Path, tmp_path: Pat
 
     from mvitv2_core import create_model
 
-    arguments = ("video", clips, "--model", "toy", "--batch", 4, "--device", "cpu")
+    arguments = ("video", clips, "--batch", 4, "--device", "cpu")
     for name, frames in (("image", None), ("clip", 16)):
         file, out = tmp_path / f"{name}.pyth", tmp_path / name
-        model = create_model("mvitv2_tiny", num_classes=3, frames=frames)
+        model = create_model("mvitv2_small", num_classes=3, frames=frames)
         torch.save({"model_state": model.state_dict()}, file)
         assert data(*arguments, "--out", out, "--weights", file)[0] == 0
         written = yaml.safe_load((out / "video.yaml").read_text())
