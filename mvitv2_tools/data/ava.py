@@ -12,7 +12,7 @@ from mvitv2_core.labels import read_labels
 
 from ..inputs import VIDEOS
 from . import ava_files
-from .ava_boxes import KINDS, Box, as_items, find_videos, read_boxes
+from .ava_boxes import ACTIONS, KINDS, Box, as_items, find_videos, read_boxes
 from .findings import Findings
 from .labelled_task import gpus_of
 from .options import check_written, say_findings, workers_of
@@ -88,6 +88,8 @@ def _check_classes(
     if not boxes:
         findings.add("no data", "all", "not one box was read")
         return
+    if len(classes) > ACTIONS:
+        findings.add("too many actions", "all", f"there are {len(classes)}")
     for side in ("train", "val"):
         counts = Counter(box.label for box in boxes if sides[box.video] == side)
         for name in classes:

@@ -16,12 +16,14 @@ COLUMNS = ("video", "second", "x1", "y1", "x2", "y2", "label")
 # PySlowFast takes seconds 902 to 1798 of a video; frame 0 is second 900. Frame lists written here
 # repeat the first frame for two seconds, so that second 0 is 902.
 FIRST, SECONDS = 902, 897
+ACTIONS = 80  # PySlowFast stops at a label above
 KINDS = {
     "no data": Kind("error", "Nothing to train on."),
     "bad row": Kind("error", f"A row is {', '.join(COLUMNS)}, and perhaps split."),
     "box in pixels": Kind("error", "Sides are fractions of the picture, from 0 to 1."),
     "bad box": Kind("error", "0 <= x1 < x2 <= 1, and so for y."),
     "second out of range": Kind("error", f"Whole seconds from 0, below {SECONDS}: cut the video."),
+    "too many actions": Kind("error", f"PySlowFast's AVA data set takes {ACTIONS} at most."),
     "unknown label": Kind("error", "It is not among the classes."),
     "unknown split": UNKNOWN_SPLIT,
     "missing file": Kind("error", "The video of a row is not there."),

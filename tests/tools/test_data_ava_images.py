@@ -170,6 +170,10 @@ def test_ava_files_and_lists(data, ava: Path, tmp_path: Path) -> None:
     shutil.copy(ava / "names.txt", ava / "classes.txt")
     code, said = run_ava(data, ava, ava, "--classes", ava / "classes.txt")
     assert code == 2 and "would be written over" in said and not (ava / "frames").exists()
+    rows = (f"m 0,1,0.1,0.1,0.6,0.8,action {number}\n" for number in range(81))
+    (ava / "boxes.csv").write_text(HEADER + "".join(rows))
+    code, said = run_ava(data, ava, tmp_path / "many")
+    assert code == 1 and "  too many actions: 1" in said and "there are 81" in said, said
     (ava / "boxes.csv").write_text(HEADER)
     assert "no data: 1" in run_ava(data, ava, tmp_path / "none")[1]
     (ava / "boxes.csv").write_text("video,second\n")
