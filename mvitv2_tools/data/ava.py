@@ -51,7 +51,7 @@ def add_arguments(command: Any) -> None:
 
 def run(options: Any) -> int:
     """Check, write frames and lists; returns the exit code."""
-    check_start(options, AVA[options.model])
+    check_start(options, AVA[options.model], gpus_of(options))
     findings, out = Findings(KINDS), options.out.resolve()
     read = [options.boxes, options.videos, options.val_boxes, options.classes]
     check_written(options, WRITTEN, filter(None, read))

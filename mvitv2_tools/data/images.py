@@ -47,7 +47,7 @@ def add_arguments(command: Any) -> None:
 
 def run(options: Any) -> int:
     """Check and write; returns the exit code."""
-    check_start(options, IMAGES[options.model])
+    check_start(options, IMAGES[options.model], gpus_of(options))
     findings = Findings(KINDS)
     labelled = read_labelled(options, PICTURES, WRITTEN, findings)
     check_images(labelled, workers_of(options), findings)

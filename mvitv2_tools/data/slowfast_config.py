@@ -81,11 +81,9 @@ def make_plan(
     tenth of the epochs. That is this project's choice for fine-tuning; not tuned on any data.
 
     Raises:
-        ValueError: a batch that the GPUs cannot share, or that is more than all there is.
+        ValueError: a batch of more than all there is.
     """
     batch = options.batch
-    if gpus and batch % gpus:
-        raise ValueError(f"--batch must be a multiple of the {gpus} GPUs, got {batch}")
     if batch > train:
         raise ValueError(f"--batch must be at most the {train} to learn from, got {batch}")
     epochs = options.epochs

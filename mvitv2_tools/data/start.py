@@ -23,16 +23,21 @@ from .slowfast_recipes import Recipe
 LEAST_CLASSES = 5  # PySlowFast's trainer measures top-5 whatever the number of classes
 
 
-def check_start(options: Any, recipe: Recipe) -> None:
+def check_start(options: Any, recipe: Recipe, gpus: int) -> None:
     """Before any file is opened: whether a training can start from what the options say.
 
     ``options.weights`` becomes what ``full_name`` makes of it.
 
     Raises:
-        ValueError: ``--out`` holds a training; ``--weights`` is a folder, or of another model.
+        ValueError: ``--out`` holds a training; the GPUs cannot share ``--batch``; ``--weights`` is
+            a folder, or of another model.
         CheckpointError: ``--weights`` cannot be read.
     """
     check_no_training(options)
+    if gpus < 0:
+        raise ValueError(f"--gpus must be 0 or more, got {gpus}")
+    if gpus and options.batch % gpus and not options.check_only:
+        raise ValueError(f"--batch must be a multiple of the {gpus} GPUs, got {options.batch}")
     if options.weights:
         options.weights = full_name(options.weights)
         _check_fit(options.weights, recipe.layout)

@@ -32,7 +32,7 @@ def add_arguments(command: Any) -> None:
 
 def run(options: Any) -> int:
     """Check and write; returns the exit code."""
-    check_start(options, VIDEO[options.model])
+    check_start(options, VIDEO[options.model], gpus_of(options))
     findings = Findings(KINDS)
     labelled = read_labelled(options, VIDEOS, WRITTEN, findings)
     recipe = VIDEO[options.model]

@@ -123,6 +123,20 @@ def test_ava_config(data, ava: Path, tmp_path: Path, gpus: int) -> None:
     assert written["TRAIN"]["BATCH_SIZE"] == 2 and written["TEST"]["BATCH_SIZE"] == max(1, gpus)
 
 
+@pytest.mark.parametrize("task", ["ava", "images", "video"])
+def test_gpus_are_looked_at_first(data, tmp_path: Path, task: str) -> None:
+    """Before any file is opened, or written: there is none."""
+    given = (tmp_path, *([tmp_path] * (task == "ava")), "--out", tmp_path / "out", "--model", "toy")
+    for options, message in (
+        (("--batch", 3, "--gpus", 2), "--batch must be a multiple of the 2 GPUs, got 3"),
+        (("--gpus", -1), "--gpus must be 0 or more, got -1"),
+    ):
+        code, said = data(task, *given, *options)
+        assert code == 2 and message in said and not (tmp_path / "out").exists(), said
+    code, said = data(task, *given, "--batch", 3, "--gpus", 2, "--check-only")
+    assert "--batch" not in said
+
+
 AVA_FAULTS = [
     ("m 0,x,0.1,0.1,0.6,0.8,walk", "bad row", "row 14"),
     ("m 0,1,0.1,0.1,0.6,0.8,", "bad row", "row 14"),

@@ -82,7 +82,7 @@ def test_a_recipes_model_is_read(dataset: str) -> None:
         held = replace(read_layout(model.state_dict()), num_classes=None)
         assert held == recipe.layout, recipe.file
         if recipe.weights:
-            check_start(options(Path("out"), weights=recipe.weights), recipe)
+            check_start(options(Path("out"), weights=recipe.weights), recipe, 0)
 
 
 def test_weights_are_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_weights_are_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def taken(weights: str | None) -> str | None:
         given = options(tmp_path / "out", weights=weights)
-        check_start(given, tiny)
+        check_start(given, tiny, 0)
         return given.weights
 
     assert taken("run/checkpoints/checkpoint_epoch_00003.pyth") == str(file)
@@ -127,7 +127,7 @@ def test_weights_that_the_trainer_could_not_take(tmp_path: Path) -> None:
         return str(tmp_path / name)
 
     def take(weights: str, recipe: Recipe) -> None:
-        check_start(options(tmp_path / "out", weights=weights), recipe)
+        check_start(options(tmp_path / "out", weights=weights), recipe, 0)
 
     clip, still = saved("clip.pyth"), saved("still.pyth", None, "image")
     for weights, recipe in ((clip, VIDEO["S"]), (still, VIDEO["S"]), (still, IMAGES["S"])):
