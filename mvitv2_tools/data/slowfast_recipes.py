@@ -53,6 +53,12 @@ class Recipe:
             input_size=size,
         )
 
+    @property
+    def least_batch(self) -> int:
+        """Clips or images that each GPU needs: PySlowFast's MixUp stops at a single one."""
+        mixes = self.node("MIXUP").get("ENABLE", False)
+        return 2 if mixes and self.node("AUG").get("NUM_SAMPLE", 1) == 1 else 1
+
 
 # Rates are those of this project's recipes at their batch of 16 clips, or 256 images.
 VIDEO = {

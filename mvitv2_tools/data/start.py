@@ -29,18 +29,27 @@ def check_start(options: Any, recipe: Recipe, gpus: int) -> None:
     ``options.weights`` becomes what ``full_name`` makes of it.
 
     Raises:
-        ValueError: ``--out`` holds a training; the GPUs cannot share ``--batch``; ``--weights`` is
-            a folder, or of another model.
+        ValueError: ``--out`` holds a training; the GPUs cannot share ``--batch``, or it is too
+            small for them; ``--weights`` is a folder, or of another model.
         CheckpointError: ``--weights`` cannot be read.
     """
     check_no_training(options)
     if gpus < 0:
         raise ValueError(f"--gpus must be 0 or more, got {gpus}")
-    if gpus and options.batch % gpus and not options.check_only:
-        raise ValueError(f"--batch must be a multiple of the {gpus} GPUs, got {options.batch}")
+    if not options.check_only:
+        _check_batch(options.batch, gpus, recipe.least_batch)
     if options.weights:
         options.weights = full_name(options.weights)
         _check_fit(options.weights, recipe.layout)
+
+
+def _check_batch(batch: int, gpus: int, least: int) -> None:
+    if gpus and batch % gpus:
+        raise ValueError(f"--batch must be a multiple of the {gpus} GPUs, got {batch}")
+    if batch < (smallest := least * max(1, gpus)):
+        raise ValueError(
+            f"--batch must be {smallest} or more, got {batch}: MixUp needs {least} on each device"
+        )
 
 
 def full_name(weights: str) -> str:

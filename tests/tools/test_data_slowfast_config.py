@@ -85,6 +85,17 @@ def test_a_recipes_model_is_read(dataset: str) -> None:
             check_start(options(Path("out"), weights=recipe.weights), recipe, 0)
 
 
+def test_mixup_needs_two_on_each_gpu(tmp_path: Path) -> None:
+    """PySlowFast stops at one; Kinetics' recipes take two clips of each video."""
+    for recipe, least in ((IMAGES["T"], 2), (IMAGES["toy"], 1), (VIDEO["S"], 1), (AVA["S"], 1)):
+        for gpus in (0, 1, 4):
+            batch = least * max(1, gpus)
+            check_start(options(tmp_path, batch=batch, weights=None), recipe, gpus)
+            if least == 2:
+                with pytest.raises(ValueError, match=f"--batch must be {batch} or more, got"):
+                    check_start(options(tmp_path, batch=batch // 2, weights=None), recipe, gpus)
+
+
 def test_weights_are_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A relative file becomes absolute, an official name gets its prefix; a folder is refused by
     its newest file, as no file is."""
