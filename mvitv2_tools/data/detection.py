@@ -18,6 +18,7 @@ from .detection_config import python_config, yaml_config
 from .detection_plan import MODELS, make_plan
 from .findings import Findings
 from .options import pick_device, say_findings, workers_of
+from .start import detector_start
 
 EXAMPLES = """\
 examples:
@@ -53,6 +54,7 @@ def add_arguments(command: Any) -> None:
 def run(options: Any) -> int:
     """Check, draw and write; returns the exit code."""
     out: Path = options.out.resolve()
+    weights = detector_start(options.weights)
     findings = Findings(KINDS)
     files = [options.train_json, options.train_images, options.val_json, options.val_images]
     train_json, train_images, val_json, val_images = (path.resolve() for path in files)
@@ -81,7 +83,7 @@ def run(options: Any) -> int:
         bitmasks=masks and has_run_lengths(train),
         batch=options.batch,
         epochs=options.epochs,
-        weights=options.weights,
+        weights=weights,
         device=pick_device(options.device),
         out=out / "run",
     )

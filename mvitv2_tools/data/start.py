@@ -1,4 +1,4 @@
-"""What a training for PySlowFast starts from: nothing, weights, or a training that is there."""
+"""What a training starts from: nothing, weights, or a training that is there."""
 
 from __future__ import annotations
 
@@ -68,6 +68,20 @@ def full_name(weights: str) -> str:
         raise ValueError(f"--weights {weights} must be a file{newest}: it is a folder")
     read_checkpoint(weights, check=False)
     return os.path.abspath(weights)
+
+
+def detector_start(weights: str | None) -> str | None:
+    """Weights as a config for detectron2 names them, before any picture is opened.
+
+    Addresses (``https://``, ``detectron2://``) are detectron2's to read, and what follows a "?".
+
+    Raises:
+        As ``full_name``.
+    """
+    if not weights or ("://" in weights and not weights.startswith(PREFIX)):
+        return weights
+    file, mark, query = weights.partition("?")
+    return full_name(file) + mark + query
 
 
 def _check_fit(weights: str, model: Layout) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from mvitv2_tools.data import detection
 from mvitv2_tools.data.coco_check import KINDS
 from mvitv2_tools.data.coco_masks import read_run_lengths
 from mvitv2_tools.data.detection_plan import MODELS, make_plan
@@ -104,6 +106,26 @@ def test_errors_keep_configs_back_unless_forced(data, tmp_path: Path) -> None:
     pytest.importorskip("detectron2", reason="install detectron2 to run: make setup")
     assert data("detection", *arguments, "--force")[0] == 0
     assert (tmp_path / "out/detection.py").exists()
+
+
+def test_weights_are_looked_at_first(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative file becomes absolute, an official name gets its prefix; addresses stay."""
+    torch.save({"model": {"norm.weight": torch.ones(1)}}, tmp_path / "mine.pth")
+    monkeypatch.chdir(tmp_path)
+    arguments = (*Folder(tmp_path / "birds").write(), "--out", tmp_path / "out", "--device", "cpu")
+    for wrong, message in (("gone.pth", "gone.pth: no such file"), ("birds", "must be a file")):
+        code, said = data("detection", *arguments, "--weights", wrong)
+        assert code == 2 and message in said and not (tmp_path / "out").exists(), said
+    monkeypatch.setattr(detection, "_draw", lambda config, output: 0)
+    for given, written in (
+        ("mine.pth?ema=True", f"{tmp_path}/mine.pth?ema=True"),
+        ("mvitv2_tiny_in1k", "mvitv2://mvitv2_tiny_in1k"),
+        ("detectron2://mine.pkl", "detectron2://mine.pkl"),
+        ("", ""),
+    ):
+        assert data("detection", *arguments, "--weights", given)[0] == 0
+        assert f"init_checkpoint = {written!r}\n" in (tmp_path / "out/detection.py").read_text()
+        assert f'WEIGHTS: "{written}"\n' in (tmp_path / "out/detection.yaml").read_text()
 
 
 def plan(**changes):
