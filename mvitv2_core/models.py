@@ -83,8 +83,11 @@ def create_model(
     if not isinstance(weights, (bool, str, os.PathLike)):
         raise ValueError(f"weights must be True, False, a file or a name, got {weights!r}")
     if weights is True and name in PLAIN:
-        named = ", ".join(list_models(f"{name}_*"))
-        raise ValueError(f"{name} has no weights of its own: weights must name some, as {named}")
+        named = " or ".join(list_models(f"{name}_*"))
+        raise ValueError(
+            f"{name} has no weights of its own; models of its size that have: "
+            f"create_model(NAME, weights=True) with NAME {named}"
+        )
     whole = MViTClassifier(config, act_checkpoint=act_checkpoint, compile=compile)
     if weights is not False:
         allowed = ("head",) if num_classes is not None else ()
@@ -119,10 +122,9 @@ def _config(
         raise ValueError(_unknown(name))
     base, info = official.config(), official_info(name)
     if info.task == "image" and frames is not None:
-        plain = next(key for key, variant in PLAIN.items() if variant == official.variant)
         raise ValueError(
-            f"{name} takes images: frames must not be given, got {frames}; for a clip model that "
-            f"starts from it: create_model({plain!r}, frames={frames}, weights={name!r})"
+            f"{name} takes images: frames must not be given, got {frames}; a clip model that "
+            f"starts from it: {_clip_model(name, official.variant, frames, num_classes)}"
         )
     size = _pair(input_size, base.input_size[-2:])
     if info.task == "clip":
@@ -141,6 +143,18 @@ def _config(
         # Another number of classes is another task: neither names nor figure are its own.
         info = replace(info, num_classes=config.num_classes, labels=None, published="")
     return config, info
+
+
+def _clip_model(name: str, variant: str, frames: int, num_classes: int | None) -> str:
+    """The call that makes a clip model of an official image model's weights, for a message."""
+    if name in WIDENS_IN_MLP:  # as no plain variant does
+        config = f"MViTConfig.variant({variant!r}, ({frames}, 224, 224), dim_mul_in_att=False)"
+        return f"load_checkpoint(MViTClassifier({config}), {name!r}, allow_new=['cls_token'])"
+    plain = next(key for key, size in PLAIN.items() if size == variant)
+    # A clip model of 19168 classes is nobody's: the head starts anew, for as many as are wanted.
+    anew = num_classes is not None or official_info(name).num_classes != 1000
+    classes = f", num_classes={num_classes or 'N'}" if anew else ""
+    return f"create_model({plain!r}, frames={frames}{classes}, weights={name!r})"
 
 
 def _pair(size: int | tuple[int, int] | None, default: Sequence[int]) -> tuple[int, ...]:

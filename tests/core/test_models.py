@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,8 +19,12 @@ from mvitv2_core import (
     create_model,
     create_transform,
     list_models,
+    models,
     read_labels,
 )
+from mvitv2_core.checkpoint import load
+from mvitv2_core.checkpoint.fit import fit_state_dict
+from mvitv2_core.checkpoint.formats import to_project
 from mvitv2_core.labels import LISTS
 from mvitv2_core.model_info import OFFICIAL, official_info
 from mvitv2_core.models import PLAIN
@@ -167,6 +173,41 @@ def test_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_what_is_refused(arguments: dict, message: str) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         create_model(**arguments)
+
+
+def advice(**arguments: object) -> str:
+    """The error's message of ``create_model``, after the words that lead to a call."""
+    with pytest.raises(ValueError, match=r"size that have: |starts from it: ") as caught:
+        create_model(**arguments)
+    return re.split("size that have: |starts from it: ", str(caught.value))[1]
+
+
+def test_advised_calls_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call that a refusal names is made, on tensors without memory."""
+    begun = []
+
+    def loads(model: MViTClassifier, name: str, *, allow_new: Sequence[str]) -> None:
+        config = OFFICIAL[name].config
+        assert config is not None
+        state = MViTClassifier(config()).state_dict()
+        _, report = fit_state_dict(name, to_project(name, state), model.state_dict())
+        assert not load._misplaced(report, allow_new, ())
+        begun.append((name, model.config.rank))
+
+    monkeypatch.setattr(models, "load_checkpoint", loads)
+    named = {"create_model": create_model, "MViTConfig": MViTConfig, "load_checkpoint": loads}
+    named |= {"MViTClassifier": MViTClassifier, "N": 5}
+    images = [name for name in ZOO if official_info(name).task == "image"]
+    with torch.device("meta"):
+        for name in images:
+            eval(advice(name=name, frames=4), named)
+        assert "num_classes=7," in advice(name="mvitv2_tiny_in1k", frames=4, num_classes=7)
+        for name in PLAIN:
+            call, names = advice(name=name, weights=True).split(" with NAME ")
+            for official in names.split(" or "):
+                eval(call, named | {"NAME": official})
+    assert begun[: len(images)] == [(name, 3) for name in images]
+    assert sorted(name for name, _ in begun[len(images) :]) == sorted(ZOO)
 
 
 def test_info_travels_with_the_model() -> None:
