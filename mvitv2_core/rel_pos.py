@@ -22,14 +22,20 @@ def rel_pos_index(q_size: int, k_size: int, device: torch.device) -> Tensor:
     contract with the subtraction that follows. Sizes become tensors first: those of a tracer are,
     and their quotients would be float32.
     """
-    q, k = (torch.full((), n, dtype=torch.float64, device=device) for n in (q_size, k_size))
+    home = has_float64(device)
+    q, k = (torch.full((), n, dtype=torch.float64, device=home) for n in (q_size, k_size))
     q_ratio, k_ratio = (k / q).clamp(min=1), (q / k).clamp(min=1)
     q_places, k_places = (
-        (torch.arange(n, device=device, dtype=torch.float64) * ratio.float().double()).float()
+        (torch.arange(n, device=home, dtype=torch.float64) * ratio.float().double()).float()
         for n, ratio in ((q_size, q_ratio), (k_size, k_ratio))
     )
     last = ((k - 1) * k_ratio).float()
-    return (q_places[:, None] - k_places[None, :] + last).long().flatten()
+    return (q_places[:, None] - k_places[None, :] + last).long().flatten().to(device)
+
+
+def has_float64(device: torch.device) -> torch.device:
+    """``device``, or the CPU in place of Apple's MPS, which has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def resample_table(table: Tensor, length: int) -> Tensor:

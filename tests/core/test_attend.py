@@ -3,14 +3,17 @@
 import itertools
 import threading
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mvitv2_core import MViTClassifier, MViTConfig, ops
-from mvitv2_core.fast import attention_chunked, terms_in_place
+from mvitv2_core.fast import attention_chunked, rows_exported, rows_remembered, terms_in_place
 from mvitv2_core.fast.attention_folded import HEAD_DIM_STEP, MAX_HEAD_DIM, key_cells
 from mvitv2_core.fast.memory import TensorCache
 from mvitv2_core.rel_pos import rel_pos_index, rel_pos_terms
@@ -161,6 +164,24 @@ def test_index_is_the_official_one(q: int, k: int) -> None:
     k_coords = torch.arange(k)[None, :] * max(q / k, 1.0)
     official = ((q_coords - k_coords) + (k - 1) * max(q / k, 1.0)).long().flatten()
     assert torch.equal(rel_pos_index(q, k, torch.device("cpu")), official)
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """Raises for what Apple's MPS cannot hold."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor) and made.dtype == torch.float64:
+                assert made.device.type != "mps", func
+        return result
+
+
+@pytest.mark.parametrize("form", [rows_remembered.pair_rows, rows_exported.pair_rows])
+def test_positions_of_a_device_without_float64(form: Callable[..., Tensor]) -> None:
+    with FakeTensorMode(), WithoutFloat64():
+        rows = form(torch.empty(13, 8, device="mps"), 7, 4)
+    assert rows.shape == (7, 4, 8) and rows.device.type == "mps"
 
 
 def test_terms_do_not_depend_on_memory_layout() -> None:
