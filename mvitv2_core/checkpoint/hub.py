@@ -218,15 +218,31 @@ def _fetch(url: str, stream: BinaryIO, timeout: float, tries: int) -> None:
                 stream.truncate(stream.seek(0))
             elif error.code < 500 and error.code not in (408, 429):
                 break
-        except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
-            reason = getattr(error, "reason", None)
-            if isinstance(error, TimeoutError) or isinstance(reason, TimeoutError):
-                cause = f"nothing came for {timeout:g} s"
-            elif reason is not None:
-                cause = f"no connection ({reason}): is there a network?"
-            else:
-                cause = f"broke off: {error}"
+        except _Broken as error:
+            cause = str(error)
     raise CheckpointError(f"{url}: cannot be downloaded: {cause}")
+
+
+class _Broken(Exception):
+    """A connection that failed; says how."""
+
+
+@contextmanager
+def _connection(timeout: float) -> Iterator[None]:
+    """What fails inside is the connection's fault, not the disk's: both raise OSErrors."""
+    try:
+        yield
+    except urllib.error.HTTPError:  # an answer
+        raise
+    except (OSError, HTTPException) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else None
+        if isinstance(error, TimeoutError) or isinstance(reason, TimeoutError):
+            cause = f"nothing came for {timeout:g} s"
+        elif reason is not None:
+            cause = f"no connection ({reason}): is there a network?"
+        else:
+            cause = f"broke off: {error}"
+        raise _Broken(cause) from error
 
 
 class _StayEncrypted(urllib.request.HTTPRedirectHandler):
@@ -245,14 +261,20 @@ def _connect(url: str, stream: BinaryIO, timeout: float) -> None:
     done = stream.tell()
     headers = {"User-Agent": "mvitv2"} | ({"Range": f"bytes={done}-"} if done else {})
     request = urllib.request.Request(url, headers=headers)
-    with urllib.request.build_opener(_StayEncrypted).open(request, timeout=timeout) as answer:
+    with _connection(timeout):
+        answer = urllib.request.build_opener(_StayEncrypted).open(request, timeout=timeout)
+    with answer:
         if done and answer.status != 206:  # the server starts over, and so do we
             done = stream.truncate(stream.seek(0))
         length = answer.headers.get("Content-Length")
         total = None if length is None else done + int(length)
         shown, terminal = 0.0, sys.stderr.isatty()
-        # read1 hands over what has come: a break loses nothing that was received.
-        while chunk := answer.read1(1 << 20):
+        while True:
+            with _connection(timeout):
+                # read1 hands over what has come: a break loses nothing that was received.
+                chunk = answer.read1(1 << 20)
+            if not chunk:
+                break
             done += stream.write(chunk)
             if terminal and (time.monotonic() - shown > 0.2 or done == total):
                 shown = time.monotonic()
@@ -260,7 +282,7 @@ def _connect(url: str, stream: BinaryIO, timeout: float) -> None:
         if terminal:
             sys.stderr.write("\n")
     if total is not None and done != total:
-        raise ConnectionError(f"{done} of {total} bytes came")
+        raise _Broken(f"broke off: {done} of {total} bytes came")
 
 
 def _progress(url: str, done: int, total: int | None) -> None:

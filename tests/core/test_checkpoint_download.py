@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import ssl
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from email.message import Message
+from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from urllib.response import addinfourl
 
@@ -130,6 +134,51 @@ def test_passing_server_errors(server: Server, tmp_path: Path) -> None:
     server.answers = [fail(500), fail(503), serve(9), fail(416), serve()]
     download(server.url, tmp_path / "x.pyth", tries=5)
     assert (tmp_path / "x.pyth").read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ssl.SSLError(1, "[SSL] record layer failure"),
+        OSError(errno.EHOSTUNREACH, "No route to host"),
+    ],
+)
+def test_faults_of_a_connection_are_not_the_disk_s(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: OSError
+) -> None:
+    """They are OSErrors like a full disk's, in the middle of the file and before any of it."""
+    read1, begin, reads = HTTPResponse.read1, HTTPResponse.begin, count(1)
+
+    def broken(self: HTTPResponse, n: int = -1) -> bytes:
+        if next(reads) == 2:
+            raise fault
+        return read1(self, min(n, 9000))
+
+    monkeypatch.setattr(HTTPResponse, "read1", broken)
+    server.answers = [serve()]
+    download(server.url, tmp_path / "x.pyth")
+    assert (tmp_path / "x.pyth").read_bytes() == BODY
+    assert len(server.ranges) == 2 and server.ranges[1]
+
+    def unanswered(self: HTTPResponse) -> None:
+        begin(self)
+        raise fault
+
+    monkeypatch.setattr(HTTPResponse, "begin", unanswered)
+    with pytest.raises(CheckpointError, match=r"cannot be downloaded: broke off: .*(failure|host)"):
+        download(server.url, tmp_path / "y.pyth", tries=2)
+    assert len(server.ranges) == 4
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
+def test_a_full_disk_is_no_broken_connection(server: Server) -> None:
+    server.answers = [serve()]
+    with (
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(OSError, match="No space left"),
+    ):
+        hub._fetch(server.url, full, timeout=5.0, tries=3)  # type: ignore[arg-type]
+    assert len(server.ranges) == 1
 
 
 FAILURES: dict[str, tuple[Callable[[Server], Answer], str, int]] = {
