@@ -6,6 +6,7 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,8 @@ def write_checkpoint(
         state: tensors by the names of ``format``, a key of ``FORMATS``.
 
     Raises:
-        CheckpointError: the file exists, cannot be written, or its ending does not suit.
+        CheckpointError: the file exists, cannot be written, or its ending does not suit: a
+            ``.pkl`` holds NumPy's arrays, which know no bfloat16.
     """
     file = os.fspath(path)
     check_target(file, format, force)
@@ -45,9 +47,7 @@ def write_checkpoint(
             if suffix == ".safetensors":
                 _write_safetensors(state, target)
             elif suffix == ".pkl":
-                import numpy  # noqa: F401 -- a tensor's .numpy() would not name what is missing
-
-                arrays = {name: value.numpy() for name, value in state.items()}
+                arrays = _arrays(file, state)
                 with open(target, "wb") as stream:
                     pickle.dump(wrapped(arrays, format), stream, protocol=4)
             else:
@@ -59,6 +59,20 @@ def write_checkpoint(
         raise CheckpointError(f"{file}: {missing}") from error
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be written: {error.strerror or error}") from error
+
+
+def _arrays(file: str, state: dict[str, Tensor]) -> dict[str, Any]:
+    import numpy  # noqa: F401 -- a tensor's .numpy() would not name what is missing
+
+    arrays = {}
+    for name, value in state.items():
+        try:
+            arrays[name] = value.cpu().numpy()
+        except TypeError as error:
+            kind = str(value.dtype).removeprefix("torch.")
+            cause = f"a .pkl holds no {kind}, as {name} is: write .pth or .safetensors"
+            raise CheckpointError(f"{file}: {cause}") from error
+    return arrays
 
 
 def _write_safetensors(state: dict[str, Tensor], target: str) -> None:

@@ -237,9 +237,13 @@ def test_errors_are_one_line_and_code_2(
     tmp_path: Path, image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "folder.pth").mkdir()
+    state = read_checkpoint(image).state
+    half = tmp_path / "half.pyth"
+    torch.save({name: value.bfloat16() for name, value in state.items()}, half)
     bad = {
         ("convert", image, tmp_path / "x.txt", "--to", "timm"): "must end in .pyth",
         ("convert", image, tmp_path / "x.pkl", "--to", "timm"): "must end in .pyth",
+        ("convert", half, tmp_path / "x.pkl", "--to", "detectron2"): "a .pkl holds no bfloat16",
         ("convert", image, tmp_path / "folder.pth", "--to", "timm"): "is a directory",
         ("convert", image, tmp_path / "no" / "x.pth", "--to", "timm"): "cannot be written",
         ("convert", image, tmp_path / "x.pth", "--to", "torchvision"): "inflate it first",
@@ -253,7 +257,7 @@ def test_errors_are_one_line_and_code_2(
         assert run(*arguments) == 2, arguments
         captured = capsys.readouterr()
         assert message in captured.err and captured.err.count("\n") == 1, captured.err
-    assert {path.name for path in tmp_path.iterdir()} == {"T.pyth", "folder.pth"}
+    assert {path.name for path in tmp_path.iterdir()} == {"T.pyth", "folder.pth", "half.pyth"}
 
 
 def test_model_zoo_lists_the_official_weights() -> None:
