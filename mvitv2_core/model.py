@@ -119,7 +119,8 @@ class MViT(Features):
                 nn.init.constant_(module.bias, 0.02)
         elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
             nn.init.constant_(module.weight, 1.0)
-            nn.init.constant_(module.bias, 0.02)
+            if module.bias is not None:  # norm_layer may make norms without
+                nn.init.constant_(module.bias, 0.02)
 
     def forward(self, x: Tensor) -> list[Tokens]:
         """(B, C, *spatial) -> tokens (B, N, dim) and grid of each stage's last block."""

@@ -162,7 +162,8 @@ class MViT(Trunk, Backbone):
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
             nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:  # norm_layer may make norms without
+                nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         """(B, in_chans, H, W) images -> feature maps by name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -187,6 +188,17 @@ def test_features_only(kind: str) -> None:
     assert not any(key.startswith(("head", "norm")) for key in model.state_dict())
     model(x)[0].sum().backward()
     assert model.patch_embed.proj.weight.grad is whole.patch_embed.proj.weight.grad is not None
+
+
+def test_norms_without_bias() -> None:
+    """A classifier's and a trunk's, whose first values are set norm by norm."""
+    config, x = small_model("image").config, small_input("image")
+    norm_layer = partial(nn.LayerNorm, eps=1e-6, bias=False)
+    for model in (cls(config, norm_layer=norm_layer) for cls in (MViTClassifier, MViTFeatures)):
+        norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+        assert norms and all(norm.bias is None and norm.weight.eq(1).all() for norm in norms)
+        model(x)[-1].sum().backward()
+        assert model.blocks[0].norm1.weight.grad is not None
 
 
 def test_features_only_by_name(tmp_path: Path) -> None:

@@ -159,6 +159,12 @@ def test_batch_of_none(use_fpn: bool) -> None:
     loss_of(outputs).backward()
 
 
+def test_norms_without_bias() -> None:
+    model = MViT(**{**SMALL, "norm_layer": partial(nn.LayerNorm, eps=1e-6, bias=False)})
+    assert not any(".norm" in name and "bias" in name for name in model.state_dict())
+    loss_of(model(torch.randn(1, 3, 64, 96))).backward()
+
+
 def test_act_checkpoint_changes_no_gradient() -> None:
     """Bit for bit, drop path included: recomputing restores the random state."""
     image = torch.randn(2, 3, 80, 112)
