@@ -1,4 +1,4 @@
-"""LayerNorm of half-precision tokens under CUDA's autocast, rounded once."""
+"""LayerNorm of half-precision tokens under CUDA's autocast, in one kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ def layer_norm(
 
     CUDA's autocast computes LayerNorm of half-precision tokens by way of float32 tensors, which
     the next product rounds back: on an H100 a third of the model's time. The kernel for half
-    tensors computes in float32 inside and rounds once at the end, as those two steps do.
+    tensors computes in float32 inside and rounds once at the end, as those two steps do. But it
+    wants gain and bias in half precision: they are rounded, as autocast rounds linears' weights,
+    where the official code under autocast has them in float32.
     """
     bias = None if bias is None else bias.to(x.dtype)
     with torch.autocast("cuda", enabled=False):
