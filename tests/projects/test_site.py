@@ -96,6 +96,33 @@ def test_every_command_is_in_the_reference(monkeypatch: pytest.MonkeyPatch) -> N
     assert told == {*actions[0].choices, *added}
 
 
+def key_rows(page: str) -> list[tuple[str, str]]:
+    """Keys and defaults of a page's tables."""
+    text = (ROOT / "docs/api" / page).read_text()
+    return re.findall(r"^\| `([\w.]+)` \| `(.*?)` \|", text, re.MULTILINE)
+
+
+def test_every_detectron2_key_is_in_the_reference() -> None:
+    """With its default."""
+    pytest.importorskip("detectron2", reason="install detectron2 to run: make setup")
+    from detectron2.config import get_cfg
+
+    from mvitv2_d2 import add_mvitv2_config
+
+    cfg = get_cfg()
+    add_mvitv2_config(cfg)
+    keys = [*cfg.MODEL.MVITV2.items(), *cfg.DATASETS.OWN.items()]
+    assert sorted(key_rows("d2.md")) == sorted((key, repr(value)) for key, value in keys)
+
+
+def test_every_slowfast_key_is_in_the_reference() -> None:
+    pytest.importorskip("yacs", reason="install what PySlowFast needs to run: make setup")
+    from mvitv2_slowfast.plugin import KEYS
+
+    keys = [(f"MVITV2.{key}", repr(value)) for key, value in KEYS.items()]
+    assert sorted(key_rows("slowfast.md")) == sorted(keys)
+
+
 def test_figures_are_drawn_from_the_code() -> None:
     """Every arrow of the house goes down or to the side, and the figures can be drawn."""
     pytest.importorskip("matplotlib", reason="install matplotlib to run: make setup")
