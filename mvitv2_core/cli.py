@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print JSON")
 
     convert = add("convert", _convert, "write a checkpoint in another format", CONVERT)
-    _add_files(convert)
+    _add_files(convert, ".pyth, .pth, .pt or .safetensors; .pkl too with --to detectron2")
     formats = "; ".join(f"{name}: {row.source}" for name, row in FORMATS.items())
     convert.add_argument("--to", required=True, choices=FORMATS, help=formats)
     convert.add_argument(
@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     inflate = add(
         "inflate", _inflate, "make a clip model's checkpoint of an image model's", INFLATE
     )
-    _add_files(inflate)
+    _add_files(inflate, ".pyth, .pth, .pt or .safetensors")
     inflate.add_argument("--config", help="PySlowFast YAML file of the clip model")
     shape = inflate.add_argument_group("the clip model, where no --config is given")
     shape.add_argument("--variant", choices=VARIANTS, help="default: the checkpoint's own")
@@ -150,9 +150,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_files(command: Any) -> None:
+def _add_files(command: Any, endings: str) -> None:
     command.add_argument("input", metavar="IN", help="file, or name of official weights")
-    command.add_argument("output", metavar="OUT", help=".pyth, .pth, .pt, .safetensors or .pkl")
+    command.add_argument("output", metavar="OUT", help=endings)
     command.add_argument("--force", action="store_true", help="replace OUT if it exists")
     command.add_argument("--json", action="store_true", help="print the report as JSON")
     command.add_argument("--quiet", action="store_true", help="print the summary alone")

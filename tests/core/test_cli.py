@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from mvitv2_core import MViTClassifier, MViTConfig, cli
-from mvitv2_core.checkpoint import convert_state_dict, read_checkpoint
+from mvitv2_core.checkpoint import CheckpointError, convert_state_dict, read_checkpoint
 from mvitv2_core.checkpoint.hub import OFFICIAL
-from mvitv2_core.checkpoint.write import write_checkpoint
+from mvitv2_core.checkpoint.write import check_target, write_checkpoint
 from tests.compare import randomize
 from tests.structures import small
 
@@ -214,6 +214,21 @@ def test_never_over_an_existing_file(
     # In place: what is read is mapped from the file that is replaced.
     assert run("convert", image, image, "--to", "timm", "--force", "--quiet") == 0
     assert "stages.0.blocks.0.norm1.weight" in read_checkpoint(image).state
+
+
+@pytest.mark.parametrize(
+    ("command", "format"), [("convert", "detectron2"), ("inflate", "slowfast")]
+)
+def test_help_offers_the_endings_that_are_taken(
+    command: str, format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(command, "--help")
+    told = capsys.readouterr().out.split("  OUT ")[1].split("options:")[0]
+    with pytest.raises(CheckpointError, match="must end in") as caught:
+        check_target(tmp_path / "x.txt", format)
+    allowed = str(caught.value).split("must end in")[1]
+    assert re.findall(r"\.\w+", told) == re.findall(r"\.\w+", allowed)
 
 
 def test_writes_whole_files_or_none(
