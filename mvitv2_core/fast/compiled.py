@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
 
     Equal blocks share a program. The first size of input gets programs of its own; where sizes
     change, the second makes PyTorch compile once more, for any size. Copies (``deepcopy``,
-    pickles) are not compiled.
+    pickles) are not compiled. While ``torch.jit.trace`` records, blocks run as they are.
     """
     options: dict[str, Any] = {}
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
@@ -32,6 +32,20 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
         setattr(config, name, max(getattr(config, name), PROGRAMS))
     for block in blocks:
         block.compile(**options)
+        compiled = getattr(block, "_compiled_call_impl", None)
+        if compiled is not None:
+            # Where PyTorch itself leaves it out of copies. Without this private name blocks are
+            # compiled all the same, and traces of them raise.
+            block._compiled_call_impl = _unless_traced(block, compiled)
+
+
+def _unless_traced(block: nn.Module, compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """PyTorch refuses to trace what it has compiled; PySlowFast traces every model, for FLOPs."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (block._call_impl if torch.jit.is_tracing() else compiled)(*args, **kwargs)
+
+    return call
 
 
 def drop_path(x: Tensor, keep: float) -> Tensor:

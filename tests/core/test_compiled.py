@@ -55,13 +55,23 @@ def test_it_is_the_same_model(act_checkpoint: bool) -> None:
     assert torch._dynamo.utils.counters["frames"]["ok"] >= 2
 
 
-def test_files_and_copies() -> None:
+@pytest.mark.filterwarnings("ignore")  # a trace says what it records as constants
+def test_files_copies_and_traces() -> None:
+    """None of them is compiled; PyTorch itself refuses to trace what is."""
     compiled, plain = pair()
     compiled(image(32))
     load_checkpoint(plain, compiled.state_dict())
     load_checkpoint(compiled, plain.state_dict())
     twin = copy.deepcopy(compiled)
     assert torch.equal(twin(image(32)), plain(image(32)))
+    traced = torch.jit.trace(compiled, image(32), check_trace=False)
+    assert error(traced(image(32)), plain(image(32))) < 1e-12
+
+
+def test_without_the_private_name_of_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn.Module, "compile", lambda block, **options: None)
+    compiled, plain = pair()
+    assert torch.equal(compiled(image(32)), plain(image(32)))
 
 
 def test_frozen_parts() -> None:

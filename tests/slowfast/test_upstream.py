@@ -119,6 +119,20 @@ def test_registered_and_built_by_name() -> None:
     assert type(build_model(cfg)) is MViTv2
 
 
+def test_compiled_blocks_are_counted() -> None:
+    """The trainer traces a model for its FLOPs before the first step; compiled ones too."""
+    from slowfast.config.defaults import get_cfg
+    from slowfast.utils.misc import get_model_stats
+
+    cfg = get_cfg()
+    for key, value in BASE.items():
+        cfg.merge_from_list([key, value])
+    cfg.NUM_GPUS, flops = 0, []
+    for cfg.MVITV2.COMPILE in (False, True):
+        flops.append(get_model_stats(MViTv2(cfg), cfg, "flop", True))
+    assert flops[0] == flops[1] > 0
+
+
 @pytest.mark.parametrize(
     ("recipe", "flops", "params"),
     [("Kinetics/MViTv2_S_16x4", 64, 34.5), ("Kinetics/MViTv2_B_32x3", 225, 51.2)],
