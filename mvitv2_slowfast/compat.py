@@ -156,18 +156,23 @@ def _importable(name: str) -> bool:
 
 
 def cure_video_reader() -> None:
-    """torchvision removed the readers behind ``DATA.DECODING_BACKEND: torchvision``."""
+    """torchvision removed the readers behind ``DATA.DECODING_BACKEND: torchvision``.
+
+    Its wheels lost the operations in C++ first: until 0.25 the names were there, and raised.
+    """
     import torchvision.io
 
+    if hasattr(torch.ops.video_reader, "probe_video_from_memory"):
+        return
     readers = {
         "_probe_video_from_memory": video_io.probe_video_from_memory,
         "_read_video_from_memory": video_io.read_video_from_memory,
     }
-    missing = [name for name in readers if not hasattr(torchvision.io, name)]
-    for name in missing:
+    replaced = [n for n, reader in readers.items() if getattr(torchvision.io, n, None) != reader]
+    for name in replaced:
         setattr(torchvision.io, name, readers[name])
-    if missing:
-        log_cure(f"torchvision.io: added {', '.join(missing)} over PyAV")
+    if replaced:
+        log_cure(f"torchvision.io: {', '.join(replaced)} read with PyAV")
 
 
 def cure_cuda_calls() -> None:

@@ -152,12 +152,18 @@ def test_connect_without_a_trainer(tmp_path: Path) -> None:
     assert "has no tools/run_net.py: git clone" in result.stderr
 
 
-def test_video_reader_and_cuda_cures_are_idempotent(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("names", [False, True])
+def test_video_reader_and_cuda_cures_are_idempotent(
+    names: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchvision has neither the readers' names nor what is behind them; or names alone."""
     import torchvision.io
 
     monkeypatch.setattr(compat, "applied", [])
     for name in ("_probe_video_from_memory", "_read_video_from_memory"):
         monkeypatch.delattr(torchvision.io, name, raising=False)
+        if names:
+            monkeypatch.setattr(torchvision.io, name, lambda *_: None, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "synchronize", torch.cuda.current_device)
     monkeypatch.setattr(torch.cuda, "set_device", torch.cuda.current_device)
@@ -167,6 +173,15 @@ def test_video_reader_and_cuda_cures_are_idempotent(monkeypatch: pytest.MonkeyPa
     assert torchvision.io._read_video_from_memory is video_io.read_video_from_memory
     assert torch.cuda.synchronize() is None and torch.cuda.set_device(3) is None
     assert len(compat.applied) == 2
+
+
+def test_a_video_reader_that_works_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.io
+
+    monkeypatch.setattr(torch.ops.video_reader, "probe_video_from_memory", 1, raising=False)
+    monkeypatch.setattr(torchvision.io, "_read_video_from_memory", 2, raising=False)
+    compat.cure_video_reader()
+    assert torchvision.io._read_video_from_memory == 2
 
 
 def test_cuda_calls_are_left_alone_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
