@@ -23,6 +23,8 @@ AVERAGE = "_mvitv2_average"  # where a model keeps its average
 ACCUMULATES = "_mvitv2_accumulates"
 # Under this name trainers' files hold it, and ``load_checkpoint(ema=True)`` finds it.
 EMA_KEY = "model_ema"
+# As PyTorch asks of cuBLAS in deterministic mode.
+CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 class Average:
@@ -180,7 +182,7 @@ def train_deterministically() -> None:
     The same seed then gives the same weights to the last bit on the same machine. Seeds are the
     trainers' own. To be called before CUDA is used.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as PyTorch asks of cuBLAS
+    os.environ.setdefault(*CUBLAS)
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True)
 

@@ -49,7 +49,11 @@ class MViTv2(MViTClassifier):
                 "DETECTION.ENABLE needs PySlowFast's RoI head: set PYSLOWFAST_ROOT to a checkout "
                 f"({error})"
             ) from error
-        return ResNetRoIHead(**self.adapter.roi)
+        head = ResNetRoIHead(**self.adapter.roi)
+        # Its pool over time, of the one frame that forward gives it: AvgPool3d has no deterministic
+        # gradient on a GPU.
+        head.s0_tpool = nn.Identity()
+        return head
 
     def forward(  # type: ignore[override]
         self, x: Tensor | Sequence[Tensor], bboxes: Tensor | None = None

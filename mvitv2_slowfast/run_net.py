@@ -10,10 +10,12 @@ cures no more than that needs.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from mvitv2_core.training import CUBLAS
 from mvitv2_slowfast import compat
 from mvitv2_slowfast.locate import HOW_TO_GET, PySlowFastError
 from mvitv2_slowfast.plugin import connect, register
@@ -57,6 +59,10 @@ def _launch(original: Callable[..., None], cfg: Any, **rest: Any) -> None:
             "with fewer, PySlowFast trains a model on each machine by itself. Take machines of "
             "several GPUs, or one machine without --num_shards."
         )
+    if cfg.MVITV2.DETERMINISTIC:
+        # PyTorch reads it with the first product on a GPU, which is that of the trainer's count of
+        # FLOPs, before it asks for an optimizer. Ranks inherit it.
+        os.environ.setdefault(*CUBLAS)
     original(cfg, **rest)
 
 

@@ -74,6 +74,8 @@ def test_detection() -> None:
     loss_of(out).backward()
     loss_of(reference).backward()
     assert gradient_error(ours, upstream) < 1e-8
+    # It has no deterministic gradient on a GPU.
+    assert not [module for module in ours.modules() if isinstance(module, torch.nn.AvgPool3d)]
     # Whole frames in "full" testing, and other clip lengths, which upstream refuses.
     assert ours([torch.zeros(2, 3, 8, 64, 96).double()], boxes).shape == out.shape
 
