@@ -16,6 +16,7 @@ from .fast import (
     attention_folded,
     attention_fused,
     compiled,
+    max_pool_frames,
     mlp_recompute,
     norm_half,
     pool_channels_last,
@@ -121,9 +122,13 @@ def unknown_sizes(table: Tensor, q_size: int, k_size: int) -> bool:
     return rows_opaque.sizes_unknown(q_size, k_size)
 
 
-def must_repeat_on_a_gpu(table: Tensor, *_: Any) -> bool:
-    """Where PyTorch was asked for deterministic algorithms: resampling has none on a GPU."""
-    return table.is_cuda and torch.are_deterministic_algorithms_enabled()
+def must_repeat_on_a_gpu(x: Tensor, *_: Any) -> bool:
+    """Where PyTorch was asked for deterministic algorithms: some operations have none on a GPU."""
+    return x.is_cuda and torch.are_deterministic_algorithms_enabled()
+
+
+def of_clips(x: Tensor, thw: Sequence[int], *_: Any) -> bool:
+    return len(thw) == 3
 
 
 def open_sizes(table: Tensor, q_size: int, k_size: int) -> bool:
@@ -216,6 +221,10 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "layer_norm": (
         Form("half", half_tokens, norm_half.layer_norm),
         Form("plain", always, F.layer_norm),
+    ),
+    "max_pool_skip": (
+        Form("frames", of_clips, max_pool_frames.max_pool_skip, must_repeat_on_a_gpu),
+        Form("plain", always, plain.max_pool_skip),
     ),
     "mlp": (
         Form("recompute", bare_mlp, of_tensors),

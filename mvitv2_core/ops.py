@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .fast.compiled import compile_blocks
 from .fast.context import observed
 from .forms import FORMS, Form
-from .plain import Windows, max_pool_skip, partition, split_cls_token, unpartition, window_counts
+from .plain import Windows, partition, split_cls_token, unpartition, window_counts
 
 __all__ = ["CONVOLUTIONS", "HeadPool", "attention", "compile_blocks", "make_norm"]
 __all__ += ["max_pool_skip", "mlp", "pool_heads", "split_qkv"]
@@ -140,6 +140,10 @@ def pool_heads(
     cls_token: bool,
 ) -> tuple[Sequence[Tensor], tuple[int, ...]]:
     return run("pool_heads", xs, thw, pools, norms, cls_token)
+
+
+def max_pool_skip(x: Tensor, thw: Sequence[int], stride: Sequence[int], cls_token: bool) -> Tensor:
+    return run("max_pool_skip", x, thw, stride, cls_token)
 
 
 def mlp(x: Tensor, fc1: nn.Module, act: nn.Module, fc2: nn.Module, drop: nn.Module) -> Tensor:

@@ -69,17 +69,20 @@ def test_in_another_process(tally: Callable[..., None]) -> None:
 
 
 def test_positions_repeat_on_a_gpu_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Resampling a table raises there in deterministic mode: another form runs."""
+    """There resampling a table, and max pools of clips, raise in deterministic mode."""
     monkeypatch.setattr(ops, "REFERENCE", False)
     with FakeTensorMode():
         tables = {device: torch.empty(27, 96, device=device) for device in ("cuda", "cpu")}
 
-    def form(device: str) -> str:
-        return ops.choose("rows", tables[device], 20, 10).name
+    def forms(device: str, thw: tuple[int, ...] = (8, 4, 4)) -> list[str]:
+        table, skip = tables[device], (thw, (2,) * len(thw), False)
+        calls = (("rows", table, 20, 10), ("max_pool_skip", table, *skip))
+        return [ops.choose(*call).name for call in calls]
 
-    assert form("cuda") == form("cpu") == "remembered"
+    assert forms("cuda") == forms("cpu") == ["remembered", "plain"]
     torch.use_deterministic_algorithms(True)
     try:
-        assert form("cuda") == "repeatable" and form("cpu") == "remembered"
+        assert forms("cuda") == ["repeatable", "frames"] and forms("cpu") == ["remembered", "plain"]
+        assert forms("cuda", (4, 4)) == ["repeatable", "plain"]
     finally:
         torch.use_deterministic_algorithms(False)

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mvitv2_core import plain
 from mvitv2_core.block import Mlp
-from mvitv2_core.fast import mlp_recompute
+from mvitv2_core.fast import max_pool_frames, mlp_recompute
 from mvitv2_core.fast.pool_frames import tied_frames
 from mvitv2_core.ops import HeadPool
 from tests.compare import error, gradient_error
@@ -79,6 +80,19 @@ def test_frames_sum_to_the_convolution(size: int, kernel: int, stride: int) -> N
         else:
             out[outputs] += part
     assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 1, 1), (2, 2, 4)])
+@pytest.mark.parametrize("cls_token", [False, True])
+def test_max_pool_of_frames_then_over_time(stride: tuple[int, ...], cls_token: bool) -> None:
+    thw = (5, 6, 7)
+    x = torch.randn(2, 5 * 6 * 7 + cls_token, 3, requires_grad=True)
+    got, expected = (
+        module.max_pool_skip(x, thw, stride, cls_token) for module in (max_pool_frames, plain)
+    )
+    assert torch.equal(got, expected)
+    (ours,), (reference,) = (torch.autograd.grad(y.square().sum(), x) for y in (got, expected))
+    assert error(ours, reference) < 1e-6
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 4096])
