@@ -69,8 +69,6 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
         ValueError: the folder already holds a set made with other settings.
     """
-    for leftover in folder.rglob(".*.tmp"):  # of a killed run; a loader would list them
-        leftover.unlink()
     marker = folder / "settings.json"
     # Through JSON and back, so that tuples compare equal to what was read.
     settings = json.loads(json.dumps(settings))
@@ -81,6 +79,9 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
                 f"{folder} holds a toy set made with other settings ({found}, asked for "
                 f"{settings}): delete it or choose another folder"
             )
+        for leftover in folder.rglob(".mvitv2-*.tmp"):  # of a killed run; a loader would list them
+            if leftover.is_file():
+                leftover.unlink()
         return
     write_text(marker, json.dumps(settings, indent=1) + "\n")
 

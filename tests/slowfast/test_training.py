@@ -170,7 +170,7 @@ def test_bfloat16_trunk(tmp_path: Path) -> None:
     assert torch.equal(ours.eval()([x]), plain.eval()([x]))
 
 
-def test_checkpoints_hold_the_average(tmp_path: Path) -> None:
+def test_checkpoints_hold_the_average(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Saved, resumed, tested and read by this project."""
     from slowfast.utils import checkpoint
 
@@ -193,6 +193,16 @@ def test_checkpoints_hold_the_average(tmp_path: Path) -> None:
     first = construct(cfg, started)
     assert checkpoint.load_checkpoint(path, started, False, first, epoch_reset=True) == -1
     assert not average_of(started).started
+    assert "is tested" not in caplog.text
+
+    # A training of no epochs, which AVA's centre crop is measured by, is a test.
+    centre = config(tmp_path, MVITV2__EMA_DECAY=0.6, SOLVER__MAX_EPOCH=0)
+    measured = model_of(centre)
+    none = construct(centre, measured)
+    with caplog.at_level("INFO"):
+        assert checkpoint.load_checkpoint(path, measured, False, none, epoch_reset=True) == -1
+    assert all(torch.equal(v, state[n]) for n, v in measured.state_dict().items())
+    assert f"the average of the weights in {path} is tested" in caplog.text
 
     tested, read, off = model_of(cfg), model_of(cfg), model_of(config(tmp_path))
     checkpoint.load_test_checkpoint(cfg, tested)
