@@ -200,12 +200,14 @@ def _load(
 
 
 def _load_test(checkpoint: Any, original: Any, cfg: Any, model: nn.Module) -> Any:
-    """Upstream says at level INFO, among other lines, that it tests random weights."""
-    named = cfg.TEST.CHECKPOINT_FILE_PATH or cfg.TRAIN.CHECKPOINT_FILE_PATH
+    """Upstream says at level INFO, among other lines, what it tests that was not trained here."""
+    named, start = cfg.TEST.CHECKPOINT_FILE_PATH, cfg.TRAIN.CHECKPOINT_FILE_PATH
     if _ours(model) is not None and not named and not checkpoint.has_checkpoint(cfg.OUTPUT_DIR):
         logger.warning(
-            "random weights are tested: OUTPUT_DIR %s has no checkpoint, and "
-            "TEST.CHECKPOINT_FILE_PATH names none",
+            "%s tested: OUTPUT_DIR %s has no checkpoint, and TEST.CHECKPOINT_FILE_PATH names none",
+            f"what training starts from, {start} (TRAIN.CHECKPOINT_FILE_PATH), is"
+            if start
+            else "random weights are",
             cfg.OUTPUT_DIR,
         )
     return original(cfg, model)

@@ -227,8 +227,8 @@ def test_no_average_in_a_file_is_said(tmp_path: Path, caplog: pytest.LogCaptureF
     assert all(torch.equal(v, tested.state_dict()[n]) for n, v in ours.state_dict().items())
 
 
-def test_random_weights_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Only where there is no checkpoint in OUTPUT_DIR and none is named."""
+def test_untrained_weights_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Only where there is no checkpoint in OUTPUT_DIR and none is named to be tested."""
     from slowfast.utils import checkpoint
 
     cfg = config(tmp_path)
@@ -240,7 +240,12 @@ def test_random_weights_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     checkpoint.load_test_checkpoint(cfg, ours)
     named = {"OUTPUT_DIR": str(tmp_path / "none"), "TEST__CHECKPOINT_FILE_PATH": str(path)}
     checkpoint.load_test_checkpoint(config(tmp_path, **named), ours)
-    assert "random weights" not in caplog.text
+    assert "has no checkpoint" not in caplog.text
+    named["TRAIN__CHECKPOINT_FILE_PATH"] = named.pop("TEST__CHECKPOINT_FILE_PATH")
+    checkpoint.load_test_checkpoint(config(tmp_path, **named), ours)
+    assert (
+        f"what training starts from, {path} (TRAIN.CHECKPOINT_FILE_PATH), is tested" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
