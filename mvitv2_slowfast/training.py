@@ -72,6 +72,10 @@ def check_training(cfg: Any) -> None:
     check_flag("MVITV2.DETERMINISTIC", node.DETERMINISTIC)
     if node.BFLOAT16 and cfg.TRAIN.MIXED_PRECISION:
         refuse("TRAIN.MIXED_PRECISION (float16)", "False with MVITV2.BFLOAT16", True)
+    if cfg.TRAIN.MIXED_PRECISION and cfg.MODEL.LOSS_FUNC == "bce":
+        # The trainer takes the loss under autocast too, where PyTorch refuses this one.
+        must = "False with MODEL.LOSS_FUNC bce, AVA's (MVITV2.BFLOAT16 is the trunk's alone)"
+        refuse("TRAIN.MIXED_PRECISION (float16)", must, True)
     if cfg.SOLVER.LARS_ON and (node.ACCUMULATE > 1 or node.EMA_DECAY):
         refuse("SOLVER.LARS_ON", "False with MVITV2.ACCUMULATE or MVITV2.EMA_DECAY", True)
 

@@ -259,6 +259,10 @@ def test_untrained_weights_are_said(tmp_path: Path, caplog: pytest.LogCaptureFix
             r"TRAIN\.MIXED_PRECISION \(float16\) must be False with MVITV2\.BFLOAT16, got True",
         ),
         (
+            {"MODEL__LOSS_FUNC": "bce", "TRAIN__MIXED_PRECISION": True},
+            r"MIXED_PRECISION \(float16\) must be False with MODEL\.LOSS_FUNC bce.* got True",
+        ),
+        (
             {"MVITV2__ACCUMULATE": 2, "SOLVER__LARS_ON": True},
             r"SOLVER\.LARS_ON must be False with MVITV2\.ACCUMULATE",
         ),
