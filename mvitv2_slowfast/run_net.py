@@ -48,16 +48,22 @@ def main() -> None:
 
 
 def _launch(original: Callable[..., None], cfg: Any, **rest: Any) -> None:
-    """PySlowFast's ``launch_job``, which makes process groups for several GPUs a machine alone.
+    """PySlowFast's ``launch_job``, after a look at what it would run into later.
 
-    Otherwise each machine runs by itself: models of their own, at the rate for all machines, in
-    one folder.
+    It makes process groups for several GPUs a machine alone. Otherwise each machine runs by itself:
+    models of their own, at the rate for all machines, in one folder. Its AVA test, which comes
+    after the training, takes one clip for each GPU.
     """
     if cfg.NUM_SHARDS > 1 and cfg.NUM_GPUS <= 1:
         _give_up(
             f"NUM_GPUS must be 2 or more with --num_shards {cfg.NUM_SHARDS}, got {cfg.NUM_GPUS}: "
             "with fewer, PySlowFast trains a model on each machine by itself. Take machines of "
             "several GPUs, or one machine without --num_shards."
+        )
+    if cfg.DETECTION.ENABLE and cfg.TEST.ENABLE and cfg.NUM_GPUS not in (0, cfg.TEST.BATCH_SIZE):
+        _give_up(
+            "TEST.BATCH_SIZE must be NUM_GPUS with DETECTION.ENABLE, one clip for each GPU, got "
+            f"TEST.BATCH_SIZE {cfg.TEST.BATCH_SIZE} and NUM_GPUS {cfg.NUM_GPUS}"
         )
     if cfg.MVITV2.DETERMINISTIC:
         # PyTorch reads it with the first product on a GPU, which is that of the trainer's count of

@@ -108,7 +108,8 @@ def yaml_text(plan: Plan, command: str, task: str) -> str:
         "SOLVER.COSINE_END_LR": plan.lr / 100,
         "SOLVER.WARMUP_EPOCHS": plan.epochs / 10,
         "SOLVER.MAX_EPOCH": plan.epochs,
-        "TEST.BATCH_SIZE": plan.batch,
+        # AVA is tested on whole frames, which differ in width: PySlowFast takes one for each GPU.
+        "TEST.BATCH_SIZE": max(plan.gpus, 1) if plan.dataset == "ava" else plan.batch,
         "NUM_GPUS": plan.gpus,
         "OUTPUT_DIR": str(plan.data / "run"),
         **start_keys(plan.weights, plan.dataset),

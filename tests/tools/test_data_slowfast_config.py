@@ -33,6 +33,16 @@ def text_of(dataset: str, model: str, out: Path, **others: object) -> str:
     return yaml_text(make_plan(*given, gpus=0, data=out, keys={}), "command", "task")
 
 
+@pytest.mark.parametrize(("gpus", "clips"), [(0, 1), (1, 1), (4, 4)])
+def test_ava_is_tested_on_a_clip_for_each_gpu(gpus: int, clips: int, tmp_path: Path) -> None:
+    """PySlowFast's test asserts it, after the training."""
+    for dataset, expected in (("ava", clips), ("kinetics", 8)):
+        given = (RECIPES[dataset]["S"], dataset, ["a", "b"], 64, options(tmp_path))
+        plan = make_plan(*given, gpus=gpus, data=tmp_path, keys={})
+        keys = yaml.safe_load(yaml_text(plan, "command", "task"))
+        assert keys["TEST"]["BATCH_SIZE"] == expected
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, 10.0, 0.2, 1e-5, 2.5e-12, 123456789.0])
 def test_floats_stay_floats(value: float) -> None:
     """yacs takes no 10 for 0.0, and YAML 1.1 reads 1e-05 as a text."""
