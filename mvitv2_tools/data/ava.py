@@ -156,8 +156,6 @@ def _write(
         "AVA.TRAIN_PREDICT_BOX_LISTS": [],
         "AVA.TEST_PREDICT_BOX_LISTS": ["ava_val_predicted_boxes.csv"],
         "AVA.FULL_TEST_ON_VAL": True,
-        # One clip on each GPU, as PySlowFast's test demands: whole frames differ in width.
-        "TEST.BATCH_SIZE": max(1, gpus),
     }
     if options.model == "toy":
         keys |= TOY
