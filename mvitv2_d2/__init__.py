@@ -1,12 +1,18 @@
 """MViTv2 as a detectron2 backbone.
 
-Importing this package, or ``mvitv2_d2.env``, imports nothing of detectron2: the hook module is
-loaded while detectron2 itself is being imported. Names resolve on first use.
+Importing this package, or ``mvitv2_d2.env``, imports nothing of detectron2 unless its hook is
+exported: the hook module is loaded while detectron2 itself is being imported. Names resolve on
+first use.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+if os.environ.get("DETECTRON2_ENV_MODULE"):
+    # It runs the hook, which imports our modules: before one of them is itself half imported.
+    import detectron2  # noqa: F401
 
 if TYPE_CHECKING:
     from .backbone import (

@@ -47,6 +47,16 @@ def test_importing_the_hook_imports_no_detectron2(run: Run) -> None:
     assert run("-c", code).strip() == "[]"
 
 
+@pytest.mark.parametrize("module", ["backbone", "sample"])
+def test_ours_may_be_imported_first_under_the_hook(run: Run, module: str) -> None:
+    code = (
+        f"import mvitv2_d2.{module}\n"
+        "from detectron2.config import get_cfg\n"
+        "print(get_cfg().MODEL.MVITV2.VARIANT, mvitv2_d2.MViT.__name__)"
+    )
+    assert run("-c", code, DETECTRON2_ENV_MODULE="mvitv2_d2.env").endswith("T MViT\n")
+
+
 def test_a_hook_that_fails_says_so(run: Run) -> None:
     """With a core that cannot be imported, detectron2 does not start without our keys."""
     code = (
