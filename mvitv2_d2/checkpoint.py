@@ -14,6 +14,8 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
+from pickle import UnpicklingError
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -81,7 +83,9 @@ def install() -> None:
             return load_file(self, filename)
         if not filename.endswith(SAFE_SUFFIXES):
             check_sums(filename)
-            return load_file(self, filename)
+            # torch refuses the ListConfigs that ``_plain_betas`` avoids; our reader does not.
+            with suppress(UnpicklingError):
+                return load_file(self, filename)
         content = read_content(filename)
         if filename.endswith(".pkl") and "model" not in content:
             return load_file(self, filename)  # Caffe2's: just read without running anything
@@ -99,6 +103,7 @@ def install() -> None:
         if not _backbones(self.model):
             return save(self, *args, **kwargs)
         check_finite(self.model)
+        _plain_betas(self.checkpointables.get("trainer"))
         manager = self.path_manager
         self.path_manager = WholeWrites(manager)
         try:
@@ -129,6 +134,15 @@ def _name_steps(trainer: Any) -> None:
             raise FloatingPointError(f"iteration {trainer.iter}: {error}") from error
 
     trainer.run_step = named_step
+
+
+def _plain_betas(trainer: Any) -> None:
+    """Make an optimizer's ``betas`` tuples. A LazyConfig gives it an omegaconf ListConfig, which
+    some versions of torch keep, and ``torch.load`` refuses in a file."""
+    optimizer = getattr(getattr(trainer, "_trainer", trainer), "optimizer", None)
+    for group in optimizer.param_groups if optimizer is not None else ():
+        if "betas" in group:
+            group["betas"] = tuple(group["betas"])
 
 
 def _backbones(model: nn.Module) -> dict[str, MViT]:

@@ -64,6 +64,15 @@ class _Storage(NamedTuple):
     dtype: torch.dtype
 
 
+class _OmegaList(list):
+    """An omegaconf ListConfig's values, such as the betas of a LazyConfig's optimizer."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        self[:] = [vars(node)["_val"] for node in state["_content"]]
+
+
 @cache
 def _table() -> dict[str, Any]:
     """Everything a pickle may ask for, by its name there; a storage's class is its dtype."""
@@ -81,9 +90,16 @@ def _table() -> dict[str, Any]:
         "torch.device": lambda *args: torch.device(*args),
         **_numpy_calls(),
     }
+    calls["collections.defaultdict"] = lambda *_: {}
+    # ListConfigs name types, and are made of classes that come without their code.
+    types = ("typing.Any", *(f"builtins.{name}" for name in ("dict", "int", "list", "long")))
+    parts = (f"omegaconf.{name}" for name in ("base.ContainerMetadata", "base.Metadata"))
+    plain = ("argparse.Namespace", "omegaconf.nodes.AnyNode", *parts)
+    inert = {**dict.fromkeys(types, "a type"), **dict.fromkeys(plain, SimpleNamespace)}
+    inert["omegaconf.listconfig.ListConfig"] = _OmegaList
     sealed = {name: _Admitted(name, call) for name, call in calls.items()}
     dtypes = {f"torch.{n}": v for n, v in vars(torch).items() if isinstance(v, torch.dtype)}
-    return {**sealed, **dtypes, **STORAGES, "argparse.Namespace": SimpleNamespace}
+    return {**sealed, **dtypes, **STORAGES, **inert}
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mvitv2_core import CheckpointError, MViTClassifier, load_checkpoint
+from mvitv2_core.checkpoint import read_content
 from tests.checkpoint_files import CONFIG, pickled, refused, torch_bytes
 from tests.compare import randomize
 
@@ -151,6 +153,25 @@ def raw_pickles(canary: Path) -> dict[str, bytes]:
         + touch
         + b"s\x86b"
         + end,
+        "BUILD on a list's class": _global("omegaconf.listconfig", "ListConfig")
+        + b"}"
+        + _text("__reduce__")
+        + touch
+        + b"sb"
+        + end,
+        "slots on a list's class": _global("omegaconf.listconfig", "ListConfig")
+        + b"N}"
+        + _text("__repr__")
+        + touch
+        + b"s\x86b"
+        + end,
+        "slots on a list": _global("omegaconf.listconfig", "ListConfig")
+        + b")\x81N}"
+        + _text("__repr__")
+        + touch
+        + b"s\x86b"
+        + end,
+        "a type called": _global("builtins", "list") + touch + b"\x85R" + end,
         "other codec": _global("_codecs", "encode") + touch + _text("rot13") + b"\x86R" + end,
         "object dtype scalar": _global("numpy.core.multiarray", "scalar")
         + _global("numpy", "dtype")
@@ -175,7 +196,8 @@ def raw_pickles(canary: Path) -> dict[str, bytes]:
 
 
 DAMAGED = ("persistent id", "extension", "huge text", "huge bytes", "no stack", "no end")
-DAMAGED += ("BUILD on a stand-in's class", "slots on a stand-in's class")
+DAMAGED += ("BUILD on a stand-in's class", "slots on a stand-in's class", "a type called")
+DAMAGED += ("BUILD on a list's class", "slots on a list's class", "slots on a list")
 ASKED = set(raw_pickles(Path("x"))) - set(DAMAGED)
 
 
@@ -235,6 +257,20 @@ def test_numpy_scalars_beside_the_weights_are_read(
     load_checkpoint(model, path)
     assert all(torch.equal(v, state[n]) for n, v in model.state_dict().items())
     assert set(torch.serialization.get_safe_globals()) == held
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_lists_of_omegaconf_are_read_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int
+) -> None:
+    """A LazyConfig's ``betas``, as some versions of torch keep them in an optimizer's state."""
+    omegaconf = pytest.importorskip("omegaconf", reason="pip install omegaconf to run")
+    betas = omegaconf.ListConfig([0.9, 0.99], flags={"allow_objects": True})
+    path = tmp_path / "x.pth"
+    torch.save({"model": {"a": torch.ones(1)}, "betas": betas}, path, pickle_protocol=protocol)
+    for name in [name for name in sys.modules if name.split(".")[0] == "omegaconf"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert read_content(path)["betas"] == [0.9, 0.99]
 
 
 def test_the_traps_would_work(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import ListConfig
 from torch import Tensor, nn
 
 pytest.importorskip("detectron2", reason="install detectron2 to run: make setup")
@@ -202,6 +204,28 @@ def test_average_in_checkpoints(tmp_path: Path) -> None:
     torch.save({"model": fresh.state_dict()}, tmp_path / "none.pth")
     with pytest.raises(CheckpointError, match="holds no EMA weights"):
         DetectionCheckpointer(fresh).load(f"{tmp_path / 'none.pth'}?ema=True")
+
+
+def test_lists_of_omegaconf_in_an_optimizer(tmp_path: Path) -> None:
+    """As some versions of torch keep a LazyConfig's betas: saved as a tuple; and files that hold
+    them, such as detectron2's class left, are resumed."""
+    ours, other = pair()
+    trainer = steps(ours, lazy(copy.deepcopy(ADAMW), ours), 1)
+    betas = ListConfig([0.8, 0.9], flags={"allow_objects": True})
+    trainer.optimizer.param_groups[0]["betas"] = betas
+    file = tmp_path / "model_final.pth"
+    content = {"model": ours.state_dict(), "trainer": trainer.state_dict(), "iteration": 0}
+    torch.save(content, file)
+    with pytest.raises(pickle.UnpicklingError, match="ListConfig"):
+        torch.load(file, weights_only=True)
+    again = SimpleTrainer(other, [], lazy(copy.deepcopy(ADAMW), other))
+    checkpointer = DetectionCheckpointer(other, str(tmp_path), trainer=again)
+    assert checkpointer.load(str(file))["iteration"] == 0
+    assert list(again.optimizer.param_groups[0]["betas"]) == [0.8, 0.9]
+    for one in (checkpointer, DetectionCheckpointer(ours, str(tmp_path), trainer=trainer)):
+        one.save("model_final")
+        optimizer = torch.load(file, weights_only=True)["trainer"]["optimizer"]
+        assert optimizer["param_groups"][0]["betas"] == (0.8, 0.9)
 
 
 def test_a_resumed_run_without_its_average_says_so(
