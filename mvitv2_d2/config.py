@@ -17,12 +17,16 @@ from mvitv2_core.rows import VARIANTS
 
 
 def add_mvitv2_config(cfg: Any) -> None:
-    """Add ``MODEL.MVITV2`` and ``DATASETS.OWN`` with their defaults to a detectron2 ``CfgNode``.
+    """Add ``MODEL.MVITV2`` and ``DATASETS.OWN`` with their defaults to a detectron2 ``CfgNode``,
+    and let ``DefaultTrainer`` read those that are about training.
 
     Calling it again, or on a config that has the keys through ``mvitv2_d2.env``, changes nothing.
     """
     from detectron2.config import CfgNode
 
+    from .training import install
+
+    install()
     if "MVITV2" in cfg.MODEL:
         return
     node = CfgNode()

@@ -19,10 +19,8 @@ def setup_environment() -> None:
 
         from . import backbone  # noqa: F401  registers the builders
         from .config import add_mvitv2_config
-        from .training import install
 
         add_mvitv2_config(_C)
-        install()  # DefaultTrainer reads the keys that are about training
     except Exception as error:
         raise RuntimeError(
             "DETECTRON2_ENV_MODULE=mvitv2_d2.env: MViTv2 could not be registered with detectron2: "

@@ -42,9 +42,8 @@ from detectron2.utils import comm
 
 import mvitv2_d2.backbone  # noqa: F401  registers the backbones
 from mvitv2_d2 import add_mvitv2_config
-from mvitv2_d2.training import install, prepare_from_cfg
+from mvitv2_d2.training import prepare_from_cfg
 
-install()  # MODEL.MVITV2.VAL_SAMPLE
 POSITIONS = ("pos_embed", "rel_pos_h", "rel_pos_w")
 # By a data set's ``evaluator_type``, as in detectron2's tools/train_net.py: from the name of the
 # data set and the folder for what was predicted.

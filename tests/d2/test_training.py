@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,17 @@ def test_lazy_recipe_survives_its_file(tmp_path: Path) -> None:
     LazyConfig.save(OmegaConf.create({"optimizer": recipe}), str(tmp_path / "config.yaml"))
     again = LazyConfig.load(str(tmp_path / "config.yaml")).optimizer
     assert rates(lazy(again, ours)) == rates(lazy(recipe, ours))
+
+
+def test_a_program_that_adds_the_keys_gets_them_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the hook: ``small`` calls no more than ``add_mvitv2_config``."""
+    for name in ("build_optimizer", "test"):
+        method = inspect.unwrap(getattr(DefaultTrainer, name).__func__)
+        monkeypatch.setattr(DefaultTrainer, name, classmethod(method))
+    (model, _), cfg = pair(), small(LAYER_DECAY=0.8)
+    optimizer = DefaultTrainer.build_optimizer(cfg, model)
+    assert len({group["lr"] for group in optimizer.param_groups}) == DEPTH + 2
+    assert hasattr(DefaultTrainer.test, "__wrapped__")
 
 
 def test_yaml_keys_reach_both_trainers() -> None:
