@@ -30,7 +30,8 @@ def own_coco(
     """Register a COCO json under a name of detectron2's catalogue, and read it.
 
     Args:
-        names: the name; called so as detectron2's ``get_detection_dataset_dicts`` calls it.
+        names: the name; called so as detectron2's ``get_detection_dataset_dicts`` calls it. Or
+            that of a ``sample``, of the json under the name that it was made of.
         json_file: COCO's json.
         image_root: folder that its ``file_name`` are relative to.
         classes: names of the categories, in the order of their ids: what the model's outputs mean.
@@ -43,9 +44,10 @@ def own_coco(
         ValueError: the json has other classes, or ``names`` is another data set already.
         FileNotFoundError: there is no such json.
     """
-    from detectron2.data import get_detection_dataset_dicts
+    from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 
-    register_own(names, json_file, image_root, classes)
+    whole = MetadataCatalog.get(names).get("sample_of", names)
+    register_own(whole, json_file, image_root, classes)
     return get_detection_dataset_dicts(names, filter_empty=filter_empty)
 
 

@@ -139,13 +139,21 @@ def prepare_from_cfg(cfg: Any, model: nn.Module, optimizer: Optimizer) -> Optimi
     """``prepare`` and layer decay as ``MODEL.MVITV2`` says.
 
     Raises:
-        ValueError: a value out of range, or BFLOAT16 beside ``SOLVER.AMP.ENABLED``.
+        ValueError: a value out of range, BFLOAT16 beside ``SOLVER.AMP.ENABLED``, or VAL_SAMPLE
+            without evaluations in training or on data that are not COCO's.
     """
     node = cfg.MODEL.MVITV2
     for key, check in CHECKS.items():
         check(f"MODEL.MVITV2.{key}", node[key])
     if node.BFLOAT16 and cfg.SOLVER.AMP.ENABLED:
         refuse("SOLVER.AMP.ENABLED (float16)", "False with MODEL.MVITV2.BFLOAT16", True)
+    if node.VAL_SAMPLE:
+        if cfg.TEST.EVAL_PERIOD <= 0:
+            refuse(
+                "TEST.EVAL_PERIOD", "positive with MODEL.MVITV2.VAL_SAMPLE", cfg.TEST.EVAL_PERIOD
+            )
+        for name in cfg.DATASETS.TEST:
+            sample(name, node.VAL_SAMPLE)  # refuses data sets that have none
     if node.LAYER_DECAY < 1:
         scale_layers(optimizer, model, node.LAYER_DECAY)
     names = ("EMA_DECAY", "ACCUMULATE", "BFLOAT16", "DETERMINISTIC")

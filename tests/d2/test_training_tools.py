@@ -81,11 +81,8 @@ def test_yaml_validates_on_a_sample(run: Run, tmp_path: Path) -> None:
     output = run(tool, "--config-file", YAML, *options, **HOOK)
     assert "Evaluation results for toy_shapes_val_sample_3 in csv" in output
     assert "Evaluation results for toy_shapes_val in csv" in output
+    assert output.count("Start inference on 3 batches") == 1
     assert {entry["image_id"] for entry in found(tmp_path / "out")} == set(range(1, 7))
-    made = json.loads(
-        (tmp_path / "out/inference/toy_shapes_val_sample_3_coco_format.json").read_text()
-    )
-    assert [image["id"] for image in made["images"]] == [1, 3, 5]
 
 
 def test_deterministic_runs_are_equal(run: Run, tmp_path: Path) -> None:
