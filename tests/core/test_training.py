@@ -59,6 +59,23 @@ def test_average() -> None:
         Average(plain, other, 1)
 
 
+def test_the_average_has_the_models_buffers() -> None:
+    """Also those that are set after the step, as trainers' PreciseBN does."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double()
+    optimizer, x = adamw(model), torch.randn(6, 3, dtype=torch.float64)
+    average = Average(model, optimizer, 0.9)
+    model(x).sum().backward()
+    optimizer.step()
+    before = model.eval()(x)
+    model[1].running_mean = torch.full((4,), 2.0, dtype=torch.float64)
+    model[1].running_var.fill_(4.0)
+    scale = model[1].weight / (4.0 + model[1].eps) ** 0.5
+    expected = (model[0](x) - 2.0) * scale + model[1].bias  # after one step it is the weights
+    assert error(model(x), expected) < 1e-12 < error(before, expected)
+    model[1].running_var.fill_(9.0)
+    assert average.state_dict()["1.running_var"].tolist() == [9.0] * 4
+
+
 def test_training_does_not_see_the_average() -> None:
     ours, plain = pair()
     optimizer = adamw(ours)
