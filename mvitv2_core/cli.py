@@ -12,6 +12,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import __version__
 from .arguments import add_command, size
 from .checkpoint import (
@@ -79,16 +81,17 @@ projects/detection/check_config.py.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0, 1 where ``diff`` finds any, 2 for errors."""
+    """Run the command; returns its exit code: 0, 2 for errors, 1 as the command's help says."""
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (CheckpointError, ValueError) as error:
-        print(f"mvitv2: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    # Of a trace Python's exit code is 1, which a command may give for a run that came to its end.
+    except (CheckpointError, ValueError, OSError, torch.OutOfMemoryError) as error:
+        print(f"mvitv2: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("mvitv2: stopped", file=sys.stderr)
         return 130  # as shells say that a program was interrupted

@@ -24,7 +24,7 @@ examples:
   mvitv2 explain mvitv2_small_16x4_k400 dance.mp4 --method rollout --out out
 Beside each other: what the model sees, and the same with the map, from dark to bright.
 The exit code is 0 where every input has its picture, 1 where some could not be read, 2 where
-nothing could be done.
+nothing could be done, or the run stopped on the way.
 """
 CAMS = ("taylor", "grad-cam", "layer-cam", "hires-cam")  # these explain a class, by gradients
 METHODS = (*CAMS, "attention", "rollout")

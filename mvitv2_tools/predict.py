@@ -17,7 +17,7 @@ examples:
   mvitv2 predict mask_rcnn_mvitv2_t_3x street.jpg --out out
   mvitv2 predict outputs/demo datasets/toy_shapes/val --out out
 The exit code is 0 where every input has its answer, 1 where some could not be read, 2 where
-nothing could be done.
+nothing could be done, or the run stopped on the way.
 """
 PACKAGES = "pip install 'mvitv2[predict]'"
 

@@ -17,7 +17,8 @@ examples:
   mvitv2 extract outputs/demo-video clips/ --features grid --dtype float16 --out grids
   mvitv2 extract mvitv2_small_16x4_k400 /mnt/videos --out /mnt/rows --engine ray --threads 2
 The same command goes on where a killed one stopped. The exit code is 0 where every input has its
-rows, 1 where some could not be read, 2 where nothing could be done.
+rows, 1 where some could not be read, 2 where nothing could be done, or the run
+stopped on the way.
 """
 PACKAGES = "pip install 'mvitv2[extract]'"
 

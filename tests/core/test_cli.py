@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -62,6 +63,26 @@ def test_help_has_examples_that_parse(command: str, capsys: pytest.CaptureFixtur
     for example in examples:
         options = cli._parser().parse_args(example[1:])
         assert options.run.__name__ == f"_{command}"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/1.jpg"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."),
+    ],
+)
+def test_what_stops_a_run_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And exit code 2: 1 is that of a run that came to its end."""
+
+    def stop(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_inspect", stop)
+    assert run("inspect", "x.pyth") == 2
+    assert capsys.readouterr().err == f"mvitv2: {error}\n"
 
 
 def test_inspect(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
