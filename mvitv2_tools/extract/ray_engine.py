@@ -68,7 +68,7 @@ def extract_on_ray(
         job: the model and the folder. On CUDA each worker has a GPU.
         tasks: none of them done.
         address: of a cluster; None for one on this machine, which ends with the process.
-        workers: processes; None for as many as the cluster's CPUs and GPUs have room for.
+        workers: processes; None for as many as the nodes' CPUs and GPUs have room for.
 
     Raises:
         ValueError: Ray is missing, the cluster cannot be had, or a worker cannot go on.
@@ -91,15 +91,14 @@ def extract_on_ray(
         device = job.options.torch_device.type
         job = replace(job, options=replace(job.options, device=device))
         gpus = int(device == "cuda")
-        resources = ray.cluster_resources()
-        room = resources["CPU"] // job.settings.threads
-        if gpus:
-            room = min(room, resources.get("GPU", 0))
-        count = workers or max(min(int(room), len(tasks)), 1)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = sum(_room(node, job.settings.threads, gpus) for node in nodes)
+        count = workers or max(min(room, len(tasks)), 1)
         if room < count:
+            cpus, most = (max((n.get(k, 0) for n in nodes), default=0) for k in ("CPU", "GPU"))
             raise ValueError(
-                f"--workers {count} of {job.settings.threads} threads have no room in a cluster of "
-                f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+                f"--workers {count} of {job.settings.threads} threads have no room: the cluster's "
+                f"{len(nodes)} nodes, of up to {cpus:g} CPUs and {most:g} GPUs, take {room}"
             )
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -121,6 +120,13 @@ def extract_on_ray(
     finally:
         if begun:
             ray.shutdown()
+
+
+def _room(node: dict[str, float], threads: int, gpus: int) -> int:
+    """Workers that a node's resources have room for: Ray waits for ever for one that fits no node,
+    however many CPUs all nodes have together."""
+    room = node.get("CPU", 0) // threads
+    return int(min(room, node.get("GPU", 0)) if gpus else room)
 
 
 def _reason(error: Exception) -> str:

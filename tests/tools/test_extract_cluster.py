@@ -16,13 +16,16 @@ from mvitv2_tools.extract.folder import Task
 from mvitv2_tools.extract.ray_engine import extract_on_ray
 from mvitv2_tools.find_model import Options
 
+TASKS = [Task(f"task{number}", "picture", ()) for number in range(20)]
+
 
 @pytest.mark.parametrize(
     ("found", "given", "device", "gpus", "workers"),
     [
-        ("cuda:1", [], "cuda", 1, 3),  # by itself, where there is one
-        ("cuda:0", ["--threads", "8"], "cuda", 1, 2),
-        ("cpu", [], "cpu", 0, 8),
+        ("cuda:1", [], "cuda", 1, 2),  # by itself, where there is one
+        ("cuda:0", ["--threads", "1"], "cuda", 1, 3),
+        ("cpu", [], "cpu", 0, 7),
+        ("cpu", ["--threads", "8"], "cpu", 0, 1),
     ],
 )
 def test_a_gpu_for_each_worker(
@@ -34,21 +37,46 @@ def test_a_gpu_for_each_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What this process takes is what workers are given: they would pile on the first one."""
-    ray = MagicMock()
-    ray.is_initialized.return_value = False
-    ray.cluster_resources.return_value = {"CPU": 16, "GPU": 3}
-    rows = ray.data.from_items.return_value.map_batches
-    rows.return_value.iter_rows.return_value = [{"known": json.dumps({"rows": 1})}]
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setitem(sys.modules, "ray.data", ray.data)
-    monkeypatch.setattr(Options, "torch_device", property(lambda options: torch.device(found)))
+    ray = fake_ray(found, monkeypatch)
     job = command._job(parsed("mvitv2_tiny_in1k", "--threads", "2", *given))
-    tasks = [Task(f"task{number}", "picture", ()) for number in range(20)]
-    assert list(extract_on_ray(job, tasks)) == [{"rows": 1}]
-    asked = rows.call_args.kwargs
+    assert list(extract_on_ray(job, TASKS)) == [{"rows": 1}]
+    asked = ray.data.from_items.return_value.map_batches.call_args.kwargs
     assert asked["num_gpus"] == gpus and asked["num_cpus"] == job.settings.threads
     assert asked["fn_constructor_args"][0].options.device == device
     assert ray.data.ActorPoolStrategy.call_args.kwargs == {"size": workers}
+
+
+@pytest.mark.parametrize(
+    ("found", "threads", "workers"), [("cpu", 11, None), ("cuda", 7, None), ("cpu", 8, 2)]
+)
+def test_no_node_has_room(
+    found: str, threads: int, workers: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would wait for ever, though the nodes have as many CPUs together."""
+    fake_ray(found, monkeypatch)
+    job = command._job(parsed("mvitv2_tiny_in1k", "--threads", str(threads)))
+    with pytest.raises(ValueError, match="have no room: the cluster's 3 nodes, of up to 10 CPUs"):
+        list(extract_on_ray(job, TASKS, workers=workers))
+
+
+def fake_ray(found: str, monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """Stands for Ray with nodes of CPUs, of GPUs too, of neither, and one that died; on a machine
+    with a device."""
+    ray = MagicMock()
+    ray.is_initialized.return_value = False
+    ray.exceptions.RayError = RuntimeError
+    ray.nodes.return_value = [
+        {"Alive": True, "Resources": {"CPU": 10.0}},
+        {"Alive": True, "Resources": {"CPU": 5.0, "GPU": 3.0}},
+        {"Alive": True, "Resources": {"memory": 1e9}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+    ]
+    rows = ray.data.from_items.return_value.map_batches.return_value.iter_rows
+    rows.return_value = [{"known": json.dumps({"rows": 1})}]
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.data", ray.data)
+    monkeypatch.setattr(Options, "torch_device", property(lambda options: torch.device(found)))
+    return ray
 
 
 def test_paths_for_workers_in_other_folders(
