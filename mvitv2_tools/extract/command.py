@@ -124,7 +124,7 @@ def extract(inputs: Sequence[Any], options: Any) -> int:
     folder = job.folder
     lock = folder.open(extractor.facts)
     try:
-        tasks = folder.plan(inputs, options.group)
+        tasks = folder.plan(inputs, options.group, options.retry)
         known = {task.name: folder.done(task) for task in tasks}
         if options.retry:
             for task in tasks:

@@ -131,16 +131,21 @@ class Folder:
                 f"folder, or set what is set there"
             )
 
-    def plan(self, inputs: Iterable[Input], group: int) -> list[Task]:
+    def plan(self, inputs: Iterable[Input], group: int, retry: bool = False) -> list[Task]:
         """All tasks of the folder: those of earlier runs, then those of inputs that are new.
 
+        Args:
+            inputs: of this run.
+            group: pictures of a task.
+            retry: whether files that had a problem may have changed.
+
         Raises:
-            ValueError: a file changed after its rows were made.
+            ValueError: another file changed after its rows were made.
         """
         file = self.path / PLAN
         before = file.read_text() if file.exists() else ""
         old = [Task.from_json(line) for line in before.splitlines()]
-        tasks = [self._checked(task) for task in old]
+        tasks = [self._checked(task, retry) for task in old]
         known = {source.path for task in tasks for source in task.sources}
         paths = {os.path.abspath(item.path): item.kind for item in inputs}
         new = [Input(path, kind) for path, kind in paths.items() if path not in known]
@@ -150,8 +155,8 @@ class Folder:
             write_text(file, text)
         return tasks
 
-    def _checked(self, task: Task) -> Task:
-        """The task, with its files as they are now where it is not done."""
+    def _checked(self, task: Task, retry: bool) -> Task:
+        """The task, with its files as they are now where it is not done, or is retried."""
         done = self.done(task)
         now = tuple(Source.of(source.path) for source in task.sources)
         if done is None:
@@ -159,13 +164,18 @@ class Folder:
                 self.drop_parts(task)
             return Task(task.name, task.kind, now)
         self.drop_parts(task)  # which a kill may have left
+        bad = {path for path, _ in done["problems"]}
         for source, then in zip(now, done["sources"], strict=True):
-            if source != Source(*then) and source.size >= 0:  # one that is gone has its rows
+            if source == Source(*then) or source.size < 0:  # one that is gone has its rows
+                continue
+            if source.path not in bad:
                 raise ValueError(
                     f"{source.path} changed after its rows were made: to make them anew, remove "
                     f"{self.path / task.name}.json"
                 )
-        return task
+            if not retry:
+                raise ValueError(f"{source.path} had a problem, and changed: give --retry")
+        return Task(task.name, task.kind, now) if retry and bad else task
 
     def data(self, task: Task) -> Path:
         """The file of a task's rows."""

@@ -211,18 +211,19 @@ def test_changed_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     out = tmp_path / "out"
     assert extract(tmp_path / "run", videos, "--out", out) == 1
     capsys.readouterr()
-    write_video(videos / "broken.mp4", frame_number(30, 64, 48))
-    assert extract(tmp_path / "run", videos, "--out", out) == 2
-    error = capsys.readouterr().err
-    assert f"{videos}/broken.mp4 changed" in error and f"remove {out}/broken.json" in error
-    (out / "broken.json").unlink()
-    assert extract(tmp_path / "run", videos, "--out", out) == 0
-    (videos / "broken.mp4").unlink()  # what is gone keeps its rows
-    assert extract(tmp_path / "run", videos, "--out", out) == 0
-    assert len(list(read_features(out))) == 2
+    write_video(videos / "0.mp4", frame_number(30, 64, 48))
+    for options in ([], ["--retry"]):
+        assert extract(tmp_path / "run", videos, "--out", out, *options) == 2
+        error = capsys.readouterr().err
+        assert f"{videos}/0.mp4 changed" in error and f"remove {out}/0.json" in error
+    (out / "0.json").unlink()
+    assert extract(tmp_path / "run", videos, "--out", out) == 1
+    (videos / "0.mp4").unlink()  # what is gone keeps its rows
+    assert extract(tmp_path / "run", videos, "--out", out) == 1
+    assert len(list(read_features(out))) == 1
 
 
-def test_retry(tmp_path: Path) -> None:
+def test_retry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What could not be read is said again, and read again where that is asked for."""
     clip_model(tmp_path / "run")
     videos = write_videos(tmp_path / "videos", 20)
@@ -233,6 +234,30 @@ def test_retry(tmp_path: Path) -> None:
     assert extract(tmp_path / "run", videos, "--out", out, "--retry") == 1
     assert contents(out) == before
     assert "0.npy" in before and file.name.replace("mp4", "npy") not in before
+    write_video(file, frame_number(30, 64, 48))  # mended
+    assert extract(tmp_path / "run", videos, "--out", out) == 2
+    assert f"{file} had a problem, and changed: give --retry" in capsys.readouterr().err
+    assert extract(tmp_path / "run", videos, "--out", out, "--retry") == 0
+    assert extract(tmp_path / "run", videos, "--out", out) == 0
+    assert {rows.name for rows in read_features(out)} == {"0", "broken"}
+
+
+def test_retry_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A group is made anew for the one that was mended, but not over another one that changed."""
+    still_model(tmp_path / "run")
+    pictures, out = write_pictures(tmp_path / "pictures", 3), tmp_path / "out"
+    arguments = (tmp_path / "run", pictures, "--out", out, "--retry")
+    assert extract(*arguments) == 1
+    whole = (pictures / "0.png").read_bytes()
+    (pictures / "broken.png").write_bytes(whole)
+    (pictures / "0.png").write_bytes(whole + b" ")
+    assert extract(*arguments) == 2
+    assert f"{pictures}/0.png changed after its rows were made" in capsys.readouterr().err
+    (pictures / "0.png").unlink()
+    os.utime(pictures / "broken.png")
+    assert extract(*arguments) == 1  # 0.png is gone
+    (rows,) = read_features(out)
+    assert [Path(path).stem for path in rows.paths] == ["1", "2", "broken"]
 
 
 def test_a_file_that_changes_while_it_is_read(
