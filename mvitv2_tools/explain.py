@@ -213,7 +213,7 @@ def draw(predictor: Any, views: Tensor, method: Method) -> tuple[list[np.ndarray
 
     Args:
         predictor: a ``Classifier``.
-        views: (views, 3, *spatial) of one input; the middle one is explained.
+        views: (views, 3, *spatial) of one input; the middle clip's central crop is explained.
         method: what to draw.
     """
     import numpy as np
@@ -221,7 +221,9 @@ def draw(predictor: Any, views: Tensor, method: Method) -> tuple[list[np.ndarray
 
     from mvitv2_core.explain import enlarge
 
-    x = views[len(views) // 2][None].to(predictor.device)
+    crops = predictor.info.views[1] if predictor.info.task == "clip" else 1
+    middle = len(views) // crops // 2 * crops + crops // 2  # a clip's crops follow each other
+    x = views[middle][None].to(predictor.device)
     with torch.no_grad():
         logits = predictor.model(x).float()[0]
     scores = logits.sigmoid() if predictor.info.activation == "sigmoid" else logits.softmax(dim=0)

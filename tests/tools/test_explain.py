@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from mvitv2_core import cli
+from mvitv2_core import MViTClassifier, cli
 from mvitv2_core.explain import attention_maps, attention_rollout, grad_cam
 from mvitv2_core.explain.grad_cam import METHODS
+from mvitv2_slowfast.config import read_config
 from mvitv2_slowfast.model_info import read_info
-from mvitv2_tools.explain import CAMS, Method, beside, pixels_of
+from mvitv2_tools.classify import Classifier
+from mvitv2_tools.explain import CAMS, Method, beside, draw, pixels_of
 from tests.media_files import frame_number, picture, write_video
 from tests.tools.conftest import TINY_CLIP, TINY_STILL, Result, loading_cfg, slowfast_run
 
@@ -83,6 +86,18 @@ def test_a_video(explain: Any, tmp_path: Path) -> None:
         info = read_info(cfg, "v")
         assert len(frames) == info.frames == 4 and frames[0].width == 2 * 224
         assert float(rate) == pytest.approx(6.0)  # every 5th of 30
+
+
+@pytest.mark.parametrize("clips, crops, middle", [(1, 1, 0), (1, 3, 1), (2, 3, 4), (10, 3, 16)])
+def test_middle_clip_and_its_central_crop(clips: int, crops: int, middle: int) -> None:
+    """Each view is of one grey, which the drawing shows."""
+    cfg = loading_cfg(TINY_CLIP)
+    info = replace(read_info(cfg, "v"), views=(clips, crops))
+    predictor = Classifier(MViTClassifier(read_config(cfg)), info, None, torch.device("cpu"))
+    greys = 8 * torch.arange(clips * crops, dtype=torch.uint8)
+    views = [predictor.clip.prepare(grey.expand(4, 32, 32, 3))[0] for grey in greys]
+    frames, _ = draw(predictor, torch.stack(views), Method("attention", 0, "cls"))
+    assert (frames[0][:32, :32] == 8 * middle).all()
 
 
 def test_what_is_refused(explain: Any, still: Path) -> None:
