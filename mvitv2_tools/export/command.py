@@ -256,7 +256,7 @@ def compare(
     """A line for each input.
 
     Raises:
-        ValueError: a difference over the largest value is more than ``allowed``.
+        ValueError: a difference over the largest value is more than ``allowed``, or no number.
     """
     lines = []
     for x, parts, references in zip(inputs, got, expected, strict=True):
@@ -264,14 +264,21 @@ def compare(
         pairs = list(zip(parts, references, strict=True))
         if any(a.shape != b.shape for a, b in pairs):
             raise ValueError(f"for {shape} the file gives tensors of other shapes")
-        error = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
-        if not error <= allowed:
-            raise ValueError(
-                f"for {shape} the file differs from the model by {error:.1e} of its largest "
-                f"output, more than {allowed:.0e}: nothing was written"
-            )
-        lines.append(f"{shape}: differs by {error:.1e} of the largest output")
+        errors = [_error(a, b) for a, b in pairs]
+        for error in errors:  # each by itself: max() loses a NaN
+            if not error <= allowed:
+                raise ValueError(
+                    f"for {shape} the file differs from the model by {error:.1e} of its largest "
+                    f"output, more than {allowed:.0e}: nothing was written"
+                )
+        lines.append(f"{shape}: differs by {max(errors):.1e} of the largest output")
     return lines
+
+
+def _error(a: Tensor, b: Tensor) -> float:
+    """The largest difference over the largest value of ``b``, which may be 0 where they agree."""
+    difference = (a - b).abs().max()
+    return (difference / b.abs().max()).item() if difference else 0.0
 
 
 def _say(text: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from mvitv2_core import cli, create_model
 from mvitv2_tools.classify import Classifier
 from mvitv2_tools.export import command, to_onnx, to_package
-from mvitv2_tools.export.command import export
+from mvitv2_tools.export.command import compare, export
 from mvitv2_tools.export.subject import classifier_subject
 from tests.compare import error, randomize
 from tests.tools.conftest import TINY_CLIP, TINY_STILL, loading_cfg, slowfast_run
@@ -325,3 +325,15 @@ def test_backbone_of_any_size(route: str, run: Any, tmp_path: Path, tally: Any) 
             expected = list(model.backbone(x).values())
         assert max(error(a, b) for a, b in zip(found, expected, strict=True)) < 1e-5, x.shape
         tally(f"exported backbone and pyramid, {route}")
+
+
+def test_no_number_is_a_difference() -> None:
+    """Wherever it stands, in the file's outputs or in both; equal maps of zeros are equal."""
+    x, ones, zeros = torch.zeros(1, 3, 8, 8), torch.ones(4), torch.zeros(4)
+    nan = torch.tensor([1.0, float("nan"), 1.0, 1.0])
+    (line,) = compare([x], [[ones, zeros]], [[ones, zeros]], 1e-5)
+    assert line == "1x3x8x8: differs by 0.0e+00 of the largest output"
+    for wrong, right in ((nan, ones), (nan, nan), (ones, zeros)):
+        for got, expected in (([ones, wrong], [ones, right]), ([wrong, ones], [right, ones])):
+            with pytest.raises(ValueError, match=r"for 1x3x8x8 the file differs .* by (nan|inf)"):
+                compare([x], [got], [expected], 1e-5)
