@@ -159,8 +159,7 @@ def extract(inputs: Sequence[Any], options: Any) -> int:
             print(f"mvitv2: {made} rows in {seconds:.1f} s, in {options.out}", file=sys.stderr)
         return len(bad)
     finally:
-        if lock is not None:
-            lock.close()
+        lock.release()
 
 
 def _job(options: Any) -> Any:

@@ -96,7 +96,7 @@ class Folder:
         self.path, self.suffix = Path(path), suffix
 
     def open(self, facts: dict[str, Any]) -> Any:
-        """Make the folder, or go on in it; returns its lock, which the caller keeps.
+        """Make the folder, or go on in it; returns its lock, which the caller releases.
 
         Raises:
             ValueError: it cannot be made, is another run's at this moment, holds something else,
@@ -244,17 +244,14 @@ def _name(first: str, pattern: str, taken: set[str], numbers: Counter[str]) -> s
 
 def _lock(path: Path) -> Any:
     """A lock that ends with the process, however it ends."""
+    from filelock import FileLock, Timeout  # torch needs it itself
+
+    lock = FileLock(path)
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    stream = open(path, "w")  # noqa: SIM115
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        stream.close()
+        lock.acquire(timeout=0)
+    except Timeout as error:
         raise ValueError(f"--out {path.parent}: another run works in it") from error
-    return stream
+    return lock
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -172,14 +173,17 @@ def test_a_damaged_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts_
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_two_runs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The second is refused, for as long as the first is there."""
-    fcntl = pytest.importorskip("fcntl", reason="no locks of files on Windows")
+    from filelock import FileLock
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # Windows has none
     videos, out = write_videos(tmp_path / "videos", 20), tmp_path / "out"
     clip_model(tmp_path / "run")
     out.mkdir()
-    with open(out / folder.LOCK, "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with FileLock(out / folder.LOCK):
         assert extract(tmp_path / "run", videos, "--out", out) == 2
         assert "another run works in it" in capsys.readouterr().err
     assert extract(tmp_path / "run", videos, "--out", out) == 1
