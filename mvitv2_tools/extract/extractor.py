@@ -131,10 +131,8 @@ def _with_windows(info: ModelInfo, settings: Settings) -> Settings:
     """The settings with a window, the clip that the model was trained with, and a stride."""
     window = settings.window if settings.window is not None else info.seconds
     if not window:
-        raise ValueError(
-            f"--window must be above 0 seconds, and be given: {info.name} spreads its frames over "
-            f"whole videos"
-        )
+        whole = f", and be given: {info.name} spreads its frames over whole videos"
+        raise ValueError(f"--window must be above 0 seconds{'' if info.seconds else whole}")
     stride = settings.stride if settings.stride is not None else window
     if not stride:
         raise ValueError("--stride must be above 0 seconds")

@@ -18,7 +18,7 @@ from mvitv2_slowfast.model_info import read_info
 from mvitv2_tools.extract import read_features
 from mvitv2_tools.extract.settings import FEATURES, FORMATS
 from tests.media_files import frame_number, write_video
-from tests.tools.conftest import TINY_CLIP, TINY_STILL, loading_cfg
+from tests.tools.conftest import TINY_CLIP, TINY_STILL, loading_cfg, slowfast_run
 from tests.tools.extracting import (
     STRIDE,
     clip_model,
@@ -287,7 +287,8 @@ def test_a_file_that_changes_while_it_is_read(
     ("arguments", "message"),
     [
         (["clip", "videos", "--stride", "0"], "--stride must be above 0"),
-        (["clip", "videos", "--window", "0"], "--window must be above 0"),
+        (["clip", "videos", "--window", "0"], "--window must be above 0 seconds\n"),
+        (["ssv2", "videos"], "and be given: checkpoint_epoch_00003.pyth spreads its frames"),
         (["clip", "videos", "--workers", "2"], "--workers need --engine ray"),
         (["still", "pictures", "--window", "1"], "--window is for videos"),
         (["still", "pictures", "--features", "frames"], "--features frames is for clips"),
@@ -309,6 +310,7 @@ def test_refused(
     monkeypatch.chdir(tmp_path)
     clip_model(tmp_path / "clip")
     still_model(tmp_path / "still")
+    slowfast_run(tmp_path / "ssv2", loading_cfg(TINY_CLIP, TEST__DATASET="ssv2"))
     write_pictures(tmp_path / "pictures", 1)
     write_videos(tmp_path / "videos", 20)
     if "done" in arguments:
