@@ -135,7 +135,7 @@ def test_taken_up_again(kinetics: Path) -> None:
     hashes = digests(kinetics)
     lost = kinetics / "videos" / "val_0002.mp4"
     lost.unlink()
-    (kinetics / "videos" / ".killed.tmp").write_text("half a file")
+    (kinetics / "videos" / ".mvitv2-0123456789ab.tmp").write_text("half a file")
     toy_kinetics.make_kinetics(kinetics, PER_CLASS, seed=3)
     assert digests(kinetics) == hashes
     after = {path: path.stat().st_mtime_ns for path in (kinetics / "videos").iterdir()}
@@ -147,6 +147,23 @@ def test_other_settings_in_the_same_folder_are_refused(kinetics: Path) -> None:
         toy_kinetics.make_kinetics(kinetics, PER_CLASS, seed=5)
     with pytest.raises(ValueError, match="per_class"):
         toy_kinetics.make_kinetics(kinetics, {"train": 1, "val": 0, "test": 1})
+
+
+def test_nothing_of_others_is_removed(tmp_path: Path) -> None:
+    """Not in a folder that may be anybody's, and not under other names than the project's."""
+    from projects.video import files
+
+    (tmp_path / "a").mkdir()
+    ours, theirs = tmp_path / "a" / ".mvitv2-0123456789ab.tmp", tmp_path / "a" / ".notes.tmp"
+    for file in (ours, theirs):
+        file.touch()
+    files.claim_folder(tmp_path, {"set": "x"})
+    assert ours.exists() and theirs.exists()
+    with pytest.raises(ValueError, match="other settings"):
+        files.claim_folder(tmp_path, {"set": "y"})
+    assert ours.exists() and theirs.exists()
+    files.claim_folder(tmp_path, {"set": "x"})
+    assert theirs.exists() and not ours.exists()
 
 
 def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
