@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 for name in ("av", "matplotlib", "tqdm"):
     pytest.importorskip(name, reason=f"needs {name}: make setup")
@@ -134,6 +135,26 @@ def test_table_is_of_all_seeds() -> None:
     assert lines[1:] == [
         ["video: top-1, percent", "scratch", "5.0 (5.0 to 5.0)", "20.0 (10.0 to 30.0)", "3"]
     ]
+
+
+def test_what_the_page_says_of_clips_is_what_came_out() -> None:
+    kept = json.loads((ROOT / "projects/benchmark/results/learning.json").read_text())
+    classes, (training, validation) = len(data.GAITS), kept["size"]["clips"]
+    epochs = kept["size"]["epochs"]
+    recipe = yaml.safe_load((ROOT / "projects/learning/video.yaml").read_text())
+    batch = recipe["TRAIN"]["BATCH_SIZE"]
+    steps = epochs * (training * classes // batch)  # PySlowFast drops what fills no batch
+    chance, clips = 1 / classes, validation * classes
+    least = 100 * (chance + 3 * (chance * (1 - chance) / clips) ** 0.5)
+    curves = kept["video"]
+    assert not any(top1 > least for curve in curves["from scratch"] for _, top1 in curve)
+    first = [min(e for e, top1 in curve if top1 > least) for curve in curves["from images"]]
+    said = (
+        f"From scratch no clip model left chance ({100 * chance:.1f} %, and three standard errors "
+        f"of {clips} clips above it) in its {epochs} epochs, {steps} steps of {batch} clips; from "
+        f"images all {len(first)} did, in epochs {min(first)} to {max(first)}."
+    )
+    assert said in " ".join((ROOT / "docs/learning.md").read_text().split())
 
 
 def test_every_arm_runs_with_every_seed_and_once(
