@@ -61,6 +61,7 @@ def cure_trainer(root: Path) -> None:
     if has_tools(root):
         log_cure(views.cure_repeated_views())
         log_cure(ava.cure_ava_test())
+        log_cure(ava.cure_ava_validation())
         log_cure(visualization.cure_clip_loops())
 
 

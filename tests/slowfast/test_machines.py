@@ -125,11 +125,15 @@ def ava_batch(*keyframes: int) -> tuple:
     return [torch.zeros(len(keyframes), 1)], None, torch.tensor(keyframes), None, meta
 
 
-def test_repeated_keyframes_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """AVA's test on two ranks: repeated by both in one step, and by one of them later."""
-    import slowfast.utils.distributed as du
+@pytest.mark.parametrize("mode", ["test", "val"])
+def test_repeated_keyframes_count_once(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AVA's test and validation on two ranks: repeated by both in one step, and by one of them
+    later."""
+    from mvitv2_slowfast.plugin import connect
 
-    from mvitv2_slowfast.ava import test_detection as run
+    connect()
+    import slowfast.utils.distributed as du
+    from vision.fair.slowfast.tools import test_net, train_net
 
     class Model(torch.nn.Linear):
         def forward(self, clips: list, boxes: torch.Tensor) -> torch.Tensor:
@@ -143,8 +147,17 @@ def test_repeated_keyframes_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return [part, (boxes.new_zeros(len(boxes), 4), boxes, meta["metadata"], index)]
 
     monkeypatch.setattr(du, "all_gather_unaligned", gather)
-    meter = Mock()
-    run([ava_batch(2, 3, 4), ava_batch(8)], Model(1, 1), meter, SimpleNamespace(NUM_GPUS=2))
+    meter, model, writer = Mock(), Model(1, 1), Mock()
+    cfg = SimpleNamespace(NUM_GPUS=2, DETECTION=SimpleNamespace(ENABLE=True))
+    batches = [ava_batch(2, 3, 4), ava_batch(8)]
+    if mode == "test":
+        assert test_net.perform_test(batches, model, meter, cfg) is meter
+        meter.finalize_metrics.assert_called_once_with()
+    else:
+        train_net.eval_epoch(batches, model, meter, 3, cfg, None, writer)
+        meter.log_epoch_stats.assert_called_once_with(3)
+        meter.reset.assert_called_once_with()
+        assert writer.add_scalars.call_args.args == ({"Val/mAP": meter.full_map},)
     calls = [call.args for call in meter.update_stats.call_args_list]
     preds, boxes, metadata = (torch.cat(rows) for rows in zip(*calls, strict=True))
     seconds = [902, 902, 904, 905, 905, 908, 908]
