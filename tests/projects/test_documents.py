@@ -238,6 +238,7 @@ BLOCKS = [
     ),
     Block(VIDEO, "TRAIN.ENABLE False TEST.CHECKPOINT_FILE_PATH", RUN_NET, "PySlowFast", slow=True),
     Block(VIDEO, "MODEL.MODEL_NAME MViTv2", RUN_NET, "PySlowFast", slow=True),
+    Block(VIDEO, "MaskFeat_PT_epoch_00300.pyth", RUN_NET, "PySlowFast", slow=True),
     Block(VIDEO, "MVITV2.IMAGE_CHECKPOINT", RUN_NET, "PySlowFast", slow=True),
     Block(VIDEO, "configs/ImageNet/MViTv2_S.yaml", RUN_NET, "PySlowFast", slow=True),
     Block(VIDEO, "configs/AVA/MViTv2_S_16x4.yaml", RUN_NET, "PySlowFast", slow=True),
