@@ -86,7 +86,7 @@ def _prepare(original: Any, model: nn.Module, cfg: Any) -> Any:
         return original(model, cfg)
     check_training(cfg)
     optimizer, node = original(model, cfg), cfg.MVITV2
-    if node.EMA_DECAY:
+    if node.EMA_DECAY and cfg.SOLVER.MAX_EPOCH:  # of no epochs it is a test: see _load
         Average(ours, optimizer, node.EMA_DECAY)
     if node.ACCUMULATE > 1:
         Accumulation(optimizer, node.ACCUMULATE, _clip(ours, cfg.SOLVER))
@@ -198,8 +198,11 @@ def _load(
     except CheckpointError as error:
         logger.warning("MVITV2.EMA_DECAY: the weights themselves are taken: %s", error)
         return epoch
-    # A test has the model alone, and takes the average as its weights.
-    (ours if average is None else average).load_state_dict(state)
+    if average is not None:
+        average.load_state_dict(state)
+    else:  # a test has the model alone, and takes the average as its weights
+        ours.load_state_dict(state)
+        logger.info("MVITV2.EMA_DECAY: the average of the weights in %s is tested", path)
     return epoch
 
 
