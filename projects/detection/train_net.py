@@ -5,7 +5,8 @@ AdamW (betas 0.9 and 0.999) on ``SOLVER.BASE_LR`` and ``SOLVER.WEIGHT_DECAY``; n
 official LazyConfigs (there as here, the "LN" of an FPN does not count as a norm). Gradients are
 clipped as ``SOLVER.CLIP_GRADIENTS`` says, mixed precision is ``SOLVER.AMP.ENABLED`` (CUDA only).
 The command line is detectron2's: ``--config-file``, ``--resume``, ``--eval-only``, ``--num-gpus``,
-and ``KEY VALUE`` pairs. Each data set is evaluated by the kind in its metadata.
+and ``KEY VALUE`` pairs. Each data set is evaluated by the kind in its metadata, and once more on
+several sizes of each image with ``TEST.AUG.ENABLED``.
 
     python projects/detection/train_net.py --config-file FILE.yaml [--num-gpus 8] [KEY VALUE ...]
 
@@ -18,13 +19,20 @@ A LazyConfig with ``train.sharded=True`` trains with its weights divided over th
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.engine import (
+    DefaultTrainer,
+    default_argument_parser,
+    default_setup,
+    hooks,
+    launch,
+)
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
@@ -37,10 +45,12 @@ from detectron2.evaluation import (
     SemSegEvaluator,
     verify_results,
 )
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 
 import mvitv2_d2.backbone  # noqa: F401  registers the backbones
+from mvitv2_core.training import average_of
 from mvitv2_d2 import add_mvitv2_config
 from mvitv2_d2.training import prepare_from_cfg
 
@@ -109,14 +119,39 @@ class Trainer(DefaultTrainer):
         made = [make(dataset_name, folder) for make in EVALUATORS[kind]]
         return made[0] if len(made) == 1 else DatasetEvaluators(made)
 
+    @classmethod
+    def test_augmented(cls, cfg: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
+        """Evaluate on the sizes of ``TEST.AUG``, mirrored too, as detectron2's tool does.
+
+        Predictions go to ``OUTPUT_DIR/inference_TTA``; names of results end with ``_TTA``.
+        """
+        average = average_of(model)
+        if average is not None and average.started:
+            # detectron2 calls `inference` here, not `forward`, which would go to the average.
+            model = average.averaged.module
+        folder = f"{cfg.OUTPUT_DIR}/inference_TTA"
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return {f"{name}_TTA": value for name, value in results.items()}
+
 
 def setup(args: Any) -> CfgNode:
-    """The frozen config of a command line."""
+    """The frozen config of a command line.
+
+    Raises:
+        ValueError: ``TEST.AUG.ENABLED`` with a detector that detectron2 does not augment.
+    """
     cfg = get_cfg()
     add_mvitv2_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     cfg.freeze()
+    kind, keypoints = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.KEYPOINT_ON
+    if cfg.TEST.AUG.ENABLED and (kind != "GeneralizedRCNN" or keypoints):
+        raise ValueError(
+            "TEST.AUG.ENABLED must be False but for a GeneralizedRCNN without keypoints, got "
+            f"MODEL.META_ARCHITECTURE {kind} and MODEL.KEYPOINT_ON {keypoints}"
+        )
     default_setup(cfg, args)
     return cfg
 
@@ -151,11 +186,16 @@ def main(args: Any) -> Any:
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_augmented(cfg, model))
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
+    if cfg.TEST.AUG.ENABLED:
+        augmented = partial(Trainer.test_augmented, cfg, trainer.model)
+        trainer.register_hooks([hooks.EvalHook(0, augmented)])
     return trainer.train()
 
 

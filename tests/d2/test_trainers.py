@@ -33,8 +33,8 @@ YAML_OPTIONS = [
 ]
 
 
-def detections(folder: Path) -> list[dict]:
-    found = json.loads((folder / "inference/coco_instances_results.json").read_text())
+def detections(folder: Path, inference: str = "inference") -> list[dict]:
+    found = json.loads((folder / f"{inference}/coco_instances_results.json").read_text())
     assert len(found) > 20 and any("segmentation" in entry for entry in found)
     return found
 
@@ -105,14 +105,19 @@ def test_lazy_trainer_on_two_processes(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trainer", [pytest.param("detectron2", marks=pytest.mark.slow), "ours"])
 def test_yaml_trainers(run: Run, tmp_path: Path, trainer: str) -> None:
-    """The same of train_net.py under the hook (SGD), and of the project's own (AdamW)."""
+    """The same of train_net.py under the hook (SGD), and of the project's own (AdamW).
+
+    Both evaluate on several sizes too, where they are asked to.
+    """
     ours = ROOT / "projects/detection/train_net.py"
     tool = ours if trainer == "ours" else find_tool("train_net.py")
     folder, other = tmp_path / "yaml", tmp_path / "eval"
     rate = ["SOLVER.BASE_LR", "0.001"] if trainer == "ours" else []
     command, options = [tool, "--config-file", YAML], [*YAML_OPTIONS, *rate]
+    augmented = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(96, 128)"]
     run(*command, *options, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", folder, **HOOK)
     assert iterations(folder) == 2
+    options += augmented
     resumed = run(
         *command, "--resume", *options, "SOLVER.MAX_ITER", "5", "OUTPUT_DIR", folder, **HOOK
     )
@@ -120,7 +125,39 @@ def test_yaml_trainers(run: Run, tmp_path: Path, trainer: str) -> None:
 
     weights = ["MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", other]
     again = run(*command, "--eval-only", *options, *weights, **HOOK)
-    same_again(resumed, folder, again, other)
+    same_again(resumed, folder, again, other)  # the numbers are of the sizes together, printed last
+    assert detections(folder, "inference_TTA") == detections(other, "inference_TTA")
+    assert detections(folder, "inference_TTA") != detections(folder)
+
+
+def test_sizes_together_are_for_detectors_that_have_them(tmp_path: Path) -> None:
+    """Refused before a training, not at its end."""
+    from argparse import Namespace
+
+    from projects.detection.train_net import setup
+
+    for keys in (["MODEL.META_ARCHITECTURE", "RetinaNet"], ["MODEL.KEYPOINT_ON", "True"]):
+        opts = [*keys, "TEST.AUG.ENABLED", "True", "OUTPUT_DIR", str(tmp_path / "out")]
+        with pytest.raises(ValueError, match=r"TEST\.AUG\.ENABLED must be False but for"):
+            setup(Namespace(config_file=str(YAML), opts=opts))
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_together_are_of_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a training keeps one: detectron2's augmentation calls the model past it."""
+    from mvitv2_core.training import Average
+    from projects.detection import train_net
+
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    average = Average(model, optimizer, 0.5)
+    monkeypatch.setattr(train_net, "GeneralizedRCNNWithTTA", lambda cfg, model: model)
+    monkeypatch.setattr(train_net.Trainer, "test", lambda cfg, model, evaluators: {"of": model})
+    cfg = train_net.get_cfg()
+    cfg.DATASETS.TEST = ()
+    assert train_net.Trainer.test_augmented(cfg, model) == {"of_TTA": model}
+    optimizer.step()
+    assert train_net.Trainer.test_augmented(cfg, model) == {"of_TTA": average.averaged.module}
 
 
 def test_our_optimizer(datasets: Path) -> None:
