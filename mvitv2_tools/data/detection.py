@@ -23,7 +23,7 @@ from .start import detector_start
 EXAMPLES = """\
 examples:
   mvitv2 data detection train.json train/ val.json val/ --out birds
-  mvitv2 data detection all.json images/ val.json images/ --out birds --model S --batch 16 \\
+  mvitv2 data detection all.json images/ val.json images/ --out birds --model T --batch 16 \\
     --weights mvitv2://mask_rcnn_mvitv2_t_3x
 Writes findings.txt, augmented.jpg, labels.txt, detection.py and detection.yaml to --out. The exit
 code is 0 where configs were written, 1 where errors in the data kept them back (--force).
