@@ -19,6 +19,8 @@ set -euo pipefail
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export NODES=$SLURM_JOB_NUM_NODES GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-8}}
 export MEET=tcp://$first:${PORT:-$((20000 + SLURM_JOB_ID % 10000))}
+# From SLURM 22.05 on srun does not read the job's --cpus-per-task: each task would get one CPU.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 # --kill-on-bad-exit: where one machine fails, the others are not left waiting for it.
 exec srun --kill-on-bad-exit=1 bash -c 'NODE=$SLURM_NODEID exec bash projects/machines/node.sh "$@"' \
     node "$@"

@@ -17,6 +17,7 @@ SCRIPTS = ROOT / "projects/machines"
 MEET = {"NODES": "2", "NODE": "1", "GPUS": "8", "MEET": "tcp://first:29500"}
 SRUN = """#!/bin/bash
 shift  # --kill-on-bad-exit=1
+echo "${SRUN_CPUS_PER_TASK:-1} CPUs"
 for node in 0 1; do SLURM_NODEID=$node "$@"; done
 """
 SCONTROL = """#!/bin/bash
@@ -30,10 +31,7 @@ def repository(tmp_path: Path) -> Path:
     """A folder in which scripts find their like, and programs that print how they are called."""
     (tmp_path / "projects").mkdir()
     (tmp_path / "projects/machines").symlink_to(SCRIPTS)
-    programs = {"python": '#!/bin/bash\necho "$*"\n', "srun": SRUN}
-    programs["scontrol"] = (
-        '#!/bin/bash\n[[ $* == "show hostnames n[3-4]" ]] && printf "n3\\nn4\\n"\n'
-    )
+    programs = {"python": '#!/bin/bash\necho "$*"\n', "srun": SRUN, "scontrol": SCONTROL}
     (tmp_path / "bin").mkdir()
     for name, text in programs.items():
         (tmp_path / "bin" / name).write_text(text)
@@ -73,14 +71,15 @@ def test_node(repository: Path) -> None:
 
 
 def test_slurm(repository: Path) -> None:
-    """Each node has its number, the first one's address and a port of the job's."""
+    """Each node has its number, the first one's address, a port of the job's and all its CPUs."""
     job = {"SLURM_JOB_NODELIST": "n[3-4]", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4"}
+    job |= {"SLURM_CPUS_PER_TASK": "64"}
     said = bash(
         repository, str(SCRIPTS / "slurm.sh"), "yaml", "--resume", SLURM_JOB_ID="1234567", **job
     )
     parts = [f"--num-machines 2 --machine-rank {node} --dist-url tcp://n3:24567" for node in (0, 1)]
     expected = [f"projects/detection/train_net.py --num-gpus 4 {part} --resume" for part in parts]
-    assert said == expected
+    assert said == ["64 CPUs", *expected]
 
 
 RANK = """
