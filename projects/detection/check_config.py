@@ -27,7 +27,8 @@ from tabulate import tabulate
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mvitv2_core import MViTClassifier, MViTConfig
+from mvitv2_core import MViTClassifier
+from mvitv2_core.checkpoint.hub import OFFICIAL, PREFIX
 from mvitv2_core.cost import trunk_cost
 from mvitv2_d2 import MViT, add_mvitv2_config
 from projects.detection.cost import (
@@ -37,17 +38,6 @@ from projects.detection.cost import (
     padded,
     training_bytes,
 )
-
-# What the files of facebookresearch/mvit hold, by the end of their names.
-CHECKPOINTS: dict[str, dict[str, Any]] = {
-    "MViTv2_T_in1k.pyth": {"name": "T"},
-    "MViTv2_S_in1k.pyth": {"name": "S"},
-    "MViTv2_B_in1k.pyth": {"name": "B"},
-    "MViTv2_L_in1k.pyth": {"name": "L", "dim_mul_in_att": False},
-    "MViTv2_B_in21k.pyth": {"name": "B", "cls_token": True, "num_classes": 19168},
-    "MViTv2_L_in21k.pyth": {"name": "L", "cls_token": True, "num_classes": 19168},
-    "MViTv2_H_in21k.pyth": {"name": "H", "cls_token": True, "num_classes": 19168},
-}
 
 
 @dataclass(frozen=True)
@@ -87,12 +77,25 @@ def fit(backbone: nn.Module, checkpoint: nn.Module) -> Fit:
 
 @cache
 def official_checkpoint(path: str) -> nn.Module | None:
-    """The official image model that ``path`` names, on the meta device; None for other names."""
-    row = CHECKPOINTS.get(path.rsplit("/", 1)[-1])
-    if row is None:
+    """The official classifier that ``path`` names, on the meta device; None for other files.
+
+    Args:
+        path: ``mvitv2://NAME``, or any path that ends with the name of an official file.
+
+    Raises:
+        ValueError: an unknown name after ``mvitv2://``.
+    """
+    name, file = path.removeprefix(PREFIX), path.rsplit("/", 1)[-1]
+    if path.startswith(PREFIX):
+        if name not in OFFICIAL:
+            raise ValueError(f"{PREFIX}NAME must be one of {', '.join(OFFICIAL)}, got {path!r}")
+        official = OFFICIAL[name]
+    else:
+        official = next((row for row in OFFICIAL.values() if row.file == file), None)
+    if official is None or official.config is None:
         return None
     with torch.device("meta"):
-        return MViTClassifier(MViTConfig.variant(**row))
+        return MViTClassifier(official.config())
 
 
 def load(path: str, opts: Sequence[str] = ()) -> tuple[nn.Module, str, Any]:
@@ -229,7 +232,7 @@ def report(
         lines.append("Activation checkpointing: add one block, recomputed in the backward pass.")
     checkpoint = official_checkpoint(name)
     if checkpoint is None:
-        lines.append(f"Initial checkpoint: {name or 'none'}; not an official image checkpoint.")
+        lines.append(f"Initial checkpoint: {name or 'none'}; not an official classifier's.")
         return "\n".join(lines), True
     result = fit(backbone, checkpoint)
     elements = sum(prod(backbone.state_dict()[n].shape) for n in result.fitting)

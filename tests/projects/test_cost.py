@@ -13,10 +13,10 @@ pytest.importorskip("detectron2", reason="install detectron2 to run: make setup"
 from detectron2.config import LazyConfig, instantiate
 from fvcore.nn import FlopCountAnalysis
 
+from mvitv2_core.checkpoint.hub import OFFICIAL
 from mvitv2_core.cost import trunk_cost
 from mvitv2_d2 import MViT
 from projects.detection.check_config import (
-    CHECKPOINTS,
     fit,
     load,
     official_checkpoint,
@@ -38,6 +38,7 @@ CONFIGS = ROOT / "projects/detection/configs"
 MASK_T = str(CONFIGS / "mask_rcnn_mvitv2_t_3x.py")
 MASK_T_YAML = str(ROOT / "configs/COCO/mask_rcnn_mvitv2_t_3x.yaml")
 SQUARES = str(CONFIGS / "vitdet/COCO/cascade_mask_rcnn_mvitv2_b_in21k_100ep.py")
+IMAGES = [name for name, row in OFFICIAL.items() if row.format == "image"]
 VARIANTS = {
     "T": {"depth": 10, "last_block_indexes": (0, 2, 7, 9)},
     "S": {"depth": 16, "last_block_indexes": (0, 2, 13, 15)},
@@ -133,22 +134,25 @@ def test_checkpointing_keeps_less() -> None:
     assert kept[1] < 0.3 * kept[0]
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("name", IMAGES)
 def test_official_checkpoints_are_as_published(name: str) -> None:
     """Names and shapes of the models behind the file names, from the official repository."""
-    variant, data = re.fullmatch(r"MViTv2_(.)_(in\d+k)\.pyth", name).groups()
+    file = OFFICIAL[name].file
+    variant, data = re.fullmatch(r"MViTv2_(.)_(in\d+k)\.pyth", file).groups()
     golden = {
         "in1k": f"mvit/image_{variant}_in1k",
         "in21k": f"mvit/image_{variant}_cls_in21k_19168",
     }
     state = official_state_dicts()[golden[data]]["state"]
-    built = official_checkpoint(f"detectron2://ImageNetPretrained/mvitv2/{name}")
-    assert {n: list(t.shape) for n, t in built.state_dict().items()} == state
+    for path in (f"detectron2://ImageNetPretrained/mvitv2/{file}", f"mvitv2://{name}"):
+        built = official_checkpoint(path)
+        assert {n: list(t.shape) for n, t in built.state_dict().items()} == state
 
 
 def test_fit_tells_what_differs() -> None:
     checkpoint = official_checkpoint("MViTv2_T_in1k.pyth")
     assert official_checkpoint("my_own.pyth") is None
+    assert official_checkpoint("mvitv2://mask_rcnn_mvitv2_t_3x") is None
     with torch.device("meta"):
         same, other = MViT(**VARIANTS["T"]), MViT(**VARIANTS["T"], use_rel_pos=False, num_heads=2)
     result = fit(same, checkpoint)
@@ -187,16 +191,18 @@ def test_report_of_squares_and_of_what_does_not_fit() -> None:
     options = ["model.backbone.bottom_up.dim_mul_in_att=True"]
     text, fits = report(str(CONFIGS / "mask_rcnn_mvitv2_l_3x.py"), (64, 64), options)
     assert not fits and "DOES NOT FIT" in text and "blocks.1.mlp.fc2.weight" in text
+    options = ["MODEL.WEIGHTS", "mvitv2://mvitv2_small_in1k"]
+    text, fits = report(MASK_T_YAML, (64, 64), options)
+    assert not fits and f"{options[1]}: DOES NOT FIT" in text
 
 
 def test_report_refuses_what_it_cannot_check() -> None:
     with pytest.raises(ValueError, match="must end with"):
         report("recipe.json")
     with pytest.raises(ValueError, match="square_pad=1024"):
-        report(
-            SQUARES,
-            (800, 1333),
-        )
+        report(SQUARES, (800, 1333))
+    with pytest.raises(ValueError, match=r"NAME must be one of .*got 'mvitv2://mvitv2_tiny'"):
+        report(MASK_T_YAML, opts=["MODEL.WEIGHTS", "mvitv2://mvitv2_tiny"])
     features = "('res2', 'res3', 'res4', 'res5')"
     resnet = ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"]
     for key in ("MODEL.RESNETS.OUT_FEATURES", "MODEL.FPN.IN_FEATURES"):
