@@ -12,26 +12,27 @@ POLYGON = "a polygon must be a list of 3 or more x, y: [[x1, y1, x2, y2, x3, y3,
 
 
 def has_masks(splits: Sequence[Split], boxes_only: bool, findings: Findings) -> bool:
-    """Whether a mask head can be trained: every box has a mask.
+    """Whether a mask head can be trained: masks are there, and wanted.
 
     Args:
         splits: read by ``read_split``.
-        boxes_only: masks are not wanted, and not looked at.
-        findings: where bad masks go.
+        boxes_only: masks are not wanted. What detectron2 reads of them all the same is checked.
+        findings: where bad masks go, and boxes without one.
     """
-    if boxes_only:
-        return False
     every = [(s, a) for s in splits for a in s.annotations]
-    objects = [(s, a) for s, a in every if not a.get("iscrowd", 0)]
-    if not any(a.get("segmentation") for _, a in objects):
-        return False
+    objects = [a for _, a in every if not a.get("iscrowd", 0)]
+    learnt = not boxes_only and any(a.get("segmentation") for a in objects)
     for split, annotation in every:
-        image = split.images.get(annotation["image_id"])
-        if annotation.get("segmentation") and image is not None:
+        image, mask = split.images.get(annotation["image_id"]), annotation.get("segmentation")
+        if mask and image is not None and learnt:
             _check_mask(split, annotation, image, findings)
-        elif not annotation.get("segmentation") and _needs_mask(split, annotation):
+        elif mask and image is not None:
+            text = _unreadable(mask, image)
+            if text:
+                findings.add("bad mask", split.named(annotation), text)
+        elif learnt and not mask and _needs_mask(split, annotation):
             findings.add("masks only in part", split.named(annotation), "without a segmentation")
-    return True
+    return learnt
 
 
 def has_run_lengths(split: Split) -> bool:
@@ -43,6 +44,19 @@ def has_run_lengths(split: Split) -> bool:
 def _needs_mask(split: Split, annotation: dict[str, Any]) -> bool:
     """Training leaves crowds out; evaluation draws them."""
     return split.name == "val" or not annotation.get("iscrowd", 0)
+
+
+def _unreadable(mask: Any, image: dict[str, Any]) -> str:
+    """Where detectron2's reader would stop at a mask that is not learnt, or drop its box; "" else.
+
+    It turns lists of counts into text, and leaves out polygons of under three points.
+    """
+    if isinstance(mask, dict):
+        written = isinstance(mask.get("counts"), str)
+        return "" if written else _wrong_run_lengths(mask, image["height"], image["width"])
+    lists = isinstance(mask, list) and all(isinstance(points, list) for points in mask)
+    whole = lists and any(len(points) >= 6 and len(points) % 2 == 0 for points in mask)
+    return "" if whole else POLYGON
 
 
 def _check_mask(
@@ -92,10 +106,10 @@ def _is_polygon(points: Any) -> bool:
 
 def _wrong_run_lengths(mask: dict[str, Any], height: int, width: int) -> str:
     """What is wrong with run lengths; "" where nothing is."""
-    if mask.get("size") != [height, width] or "counts" not in mask:
+    if mask.get("size") != [height, width]:
         where = f"an image of height, width {[height, width]}"
         return f"run lengths of {mask.get('size')} in {where}"
-    counts = mask["counts"]
+    counts = mask.get("counts")
     if isinstance(counts, str):
         counts = read_run_lengths(counts)
     elif not isinstance(counts, list) or not all(isinstance(n, int) for n in counts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,33 @@ def test_fault_is_named(data, tmp_path: Path, spoil: Spoil, kind: str, text: str
     assert text in place, place
     assert heading and code == (level == "error")
     tally("faults of COCO jsons found and named")
+
+
+@pytest.mark.parametrize(
+    ("mask", "stops"),
+    [
+        ([10, 5, 40, 5, 25, 25], True),  # points without the list of polygons
+        ([[1, 2, 3, 4]], True),  # detectron2 would drop the box
+        ({"size": [80, 100]}, True),
+        ({"size": [80, 100], "counts": ["9"]}, True),
+        ([[1, 2, 3, 4], [10, 5, 40, 5, math.nan, 25]], False),
+        ({"size": [1, 1], "counts": "no!"}, False),
+    ],
+)
+def test_masks_that_are_not_learnt_can_be_read(data, tmp_path: Path, mask, stops: bool) -> None:
+    """detectron2 reads them with --boxes-only too; it looks at no more than their form."""
+    folder = Folder(tmp_path / "birds")
+    folder.train["annotations"][0]["segmentation"] = mask
+    code, said = data(
+        "detection", *folder.write(), "--out", tmp_path / "out", "--check-only", "--boxes-only"
+    )
+    assert code == stops and ("bad mask: 1" in said) == stops, said
+    if not stops:
+        pytest.importorskip("detectron2", reason="install detectron2 to run: make setup")
+        from detectron2.data.datasets import load_coco_json
+
+        read = load_coco_json(str(tmp_path / "birds/train.json"), str(tmp_path))
+        assert [len(image["annotations"]) for image in read] == [2] * 6
 
 
 def test_every_kind_has_a_fault() -> None:
