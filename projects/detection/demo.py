@@ -16,7 +16,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from projects.benchmark.kept import DETECTRON2, check_machine, keep_run, machine
 from projects.detection import pictures, toy_coco
 from projects.detection.find_tools import find_tool
 from projects.detection.toy_env import toy_root
+from projects.run_folder import new_run
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = Path(__file__).with_name("configs") / "toy_mask_rcnn_mvitv2.py"
@@ -113,8 +113,7 @@ def main() -> None:
     command = [sys.executable, str(tool), "--config-file", str(CONFIG), f"train.output_dir={run}"]
     command += args.overrides
     print(f"2. Training: {' '.join(command)}", flush=True)
-    shutil.rmtree(run, ignore_errors=True)  # detectron2 would append to the last run's metrics
-    args.output.mkdir(parents=True, exist_ok=True)
+    new_run(run)  # detectron2 would append to the last run's metrics
     start = time.perf_counter()
     train(command, args.output / "training.log")
     minutes = (time.perf_counter() - start) / 60
@@ -143,5 +142,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (FileNotFoundError, RuntimeError) as error:
+    except (FileNotFoundError, RuntimeError, ValueError) as error:
         sys.exit(f"demo: {error}")

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from projects.benchmark.kept import DETECTRON2, keep, machine, write_json
 from projects.detection.demo import read_metrics, train
 from projects.learning import data
 from projects.learning.pretrain import pretrain
+from projects.run_folder import new_run
 from projects.video import files
 from projects.video.demo import run_net, what_is_missing
 
@@ -76,8 +76,7 @@ def once(path: Path, make: Callable[[], Any]) -> Any:
 
 def detect(out: Path, coco: Path, arm: str, image: Path, seed: int, size: Size) -> list:
     """Train one detector; (steps, box AP in percent) of each measurement."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    new_run(out)
     options: dict[str, Any] = {
         f"DATASETS.OWN.{split}_{what}": path
         for split, name in (("TRAIN", "train"), ("VAL", "val"))

@@ -10,7 +10,6 @@ trainers, ``mvitv2 predict``. Without PySlowFast the videos are left out.
 from __future__ import annotations
 
 import argparse
-import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import numpy as np
 from projects.detection import toy_coco
 from projects.detection.demo import train
 from projects.detection.find_tools import find_tool
+from projects.run_folder import new_run
 from projects.video import files, scenes, toy_kinetics
 from projects.video.demo import run_net, what_is_missing
 
@@ -79,7 +79,7 @@ def detection(out: Path, quick: bool) -> None:
     settings = ["--model", "toy", "--batch", 4, "--epochs", epochs, "--device", "cpu"]
     mvitv2("data", "detection", *folders, "--out", own, *settings)
     say("3. Trained and evaluated by detectron2's unmodified lazyconfig_train_net.py")
-    shutil.rmtree(own / "run", ignore_errors=True)
+    new_run(own / "run")
     tool = find_tool("lazyconfig_train_net.py")
     command = [sys.executable, str(tool), "--config-file", str(own / "detection.py")]
     train([*command, "train.eval_period=200"], out / "shapes-training.log")
@@ -96,7 +96,7 @@ def video(out: Path, quick: bool) -> None:
     say("6. Decoded, checked, split by video, made ready")
     epochs = 1 if quick else EPOCHS["video"]
     settings = ["--model", "toy", "--batch", 8, "--epochs", epochs, "--device", "cpu"]
-    shutil.rmtree(own / "run", ignore_errors=True)
+    new_run(own / "run")
     mvitv2("data", "video", raw, "--out", own, *settings)
     say("7. Trained and tested by PySlowFast's unmodified run_net.py")
     run = run_net("videos", own / "video.yaml", own / "run", {})

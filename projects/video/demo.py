@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +23,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from projects.run_folder import new_run
 
 ROOT = Path(__file__).resolve().parents[2]
 VIDEO_CONFIG = ROOT / "configs" / "Kinetics" / "toy_mvitv2.yaml"
@@ -69,15 +70,14 @@ def run_net(title: str, config: Path, folder: Path, options: dict[str, Any]) -> 
     Args:
         title: what to call the run on the screen.
         config: YAML file.
-        folder: new folder for all that the run writes; an older run there is removed.
+        folder: new folder for all that the run writes; a demo's older run there is removed.
         options: config keys to set besides.
 
     Raises:
         RuntimeError: the trainer failed; the message has the end of its log.
+        ValueError: see ``new_run``.
     """
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    new_run(folder)
     options = {**options, "OUTPUT_DIR": str(folder)}
     command = [sys.executable, "-m", "mvitv2_slowfast.run_net", "--cfg", str(config), "--opts"]
     command += [str(word) for pair in options.items() for word in pair]
@@ -135,7 +135,7 @@ def demo(out: Path, quick: bool = False, seed: int = 0) -> dict[str, Run]:
 
     Raises:
         RuntimeError: PySlowFast's trainer failed.
-        ValueError: `out` holds toy sets made with other settings.
+        ValueError: `out` holds toy sets made with other settings, or runs that no demo made.
     """
     from projects.video import plots, toy_kinetics
 

@@ -58,7 +58,6 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     def train(command: list[str], log: Path) -> None:
         metrics = log.parent / "training/metrics.json"
-        metrics.parent.mkdir()
         metrics.write_text(json.dumps({"bbox/AP": 80.5, "segm/AP": 75.5}))
 
     monkeypatch.setattr(kept, "RESULTS", tmp_path)
@@ -83,6 +82,19 @@ def test_keep_adds_a_run(quick_demo: Path) -> None:
         assert results["command"].startswith("python ") and results["commit"]
     assert results["runs"][1].keys() == {"commit", "box_ap", "mask_ap", "minutes"}
     assert (results["runs"][1]["box_ap"], results["runs"][1]["mask_ap"]) == (80.5, 75.5)
+
+
+def test_what_no_demo_made_is_not_deleted(quick_demo: Path) -> None:
+    """Where a training of somebody's own lies, say. A folder without anything is taken."""
+    run = quick_demo.with_suffix("") / "training"
+    (run / "inference").mkdir(parents=True)
+    with pytest.raises(ValueError, match=f"{run} must be new, empty or made by a demo"):
+        demo.main()
+    (run / "inference").rmdir()
+    for _ in range(2):
+        demo.main()
+        assert not (run / "old.txt").exists()
+        (run / "old.txt").touch()
 
 
 def test_keep_refuses_what_is_not_the_demo(
