@@ -1,6 +1,6 @@
 """Print the path of one of detectron2's own tools, such as lazyconfig_train_net.py.
 
-    python $(python projects/detection/find_tools.py lazyconfig_train_net.py) --config-file ...
+    python "$(python projects/detection/find_tools.py lazyconfig_train_net.py)" --config-file ...
 
 A tool must be run by its path: its package is called ``tools``, as PySlowFast's is.
 """

@@ -21,8 +21,8 @@ PAGES = [*(ROOT / name for name in ("README.md", "MODEL_ZOO.md", "CONTRIBUTING.m
 PAGES += [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("projects/*/README.md"))]
 PACKAGES = ("mvitv2_core", "mvitv2_d2", "mvitv2_slowfast", "mvitv2_tools")
 SHELL, OUTPUTS = ("", "sh", "bash"), ("text",)
-TRAINER = "$(python projects/detection/find_tools.py lazyconfig_train_net.py)"
-YAML_TRAINER = "$(python projects/detection/find_tools.py train_net.py)"
+TRAINER = '"$(python projects/detection/find_tools.py lazyconfig_train_net.py)"'
+YAML_TRAINER = '"$(python projects/detection/find_tools.py train_net.py)"'
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -394,6 +394,7 @@ def test_every_row_has_a_block() -> None:
 def test_paths_of_a_page_are_there(page: Path) -> None:
     """What a block runs and what a link points to."""
     text = page.read_text()
+    assert " $(python" not in text, "without quotes a path with a space is two words"
     for _, block in FENCE.findall(text):
         for name in re.findall(r"(?<![\w/$])(?:configs|projects)/[\w/.]+\.(?:py|yaml|opts)", block):
             assert (ROOT / name).exists(), name
