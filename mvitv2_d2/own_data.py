@@ -59,7 +59,8 @@ def register_own(name: str, json_file: str, image_root: str, classes: Sequence[s
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    facts = {"json_file": str(json_file), "image_root": str(image_root)}
+    facts: dict[str, Any] = {"json_file": str(json_file), "image_root": str(image_root)}
+    facts["thing_classes"] = list(classes)
     if name in DatasetCatalog:
         held = MetadataCatalog.get(name)
         known = {key: held.get(key) for key in facts}
@@ -69,7 +70,7 @@ def register_own(name: str, json_file: str, image_root: str, classes: Sequence[s
     if not classes:
         raise ValueError(f"classes of {name} must be names, got {classes!r}")
     DatasetCatalog.register(name, partial(_load, name, Path(json_file), image_root, classes))
-    MetadataCatalog.get(name).set(evaluator_type="coco", thing_classes=list(classes), **facts)
+    MetadataCatalog.get(name).set(evaluator_type="coco", **facts)
 
 
 def register_from_keys(cfg: Any) -> None:

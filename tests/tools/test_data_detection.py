@@ -310,7 +310,9 @@ class TestWithDetectron2:
         with pytest.raises(ValueError, match=r"has the classes \['owl', 'wren'\].*\['wren'\]"):
             own_coco("own_wrong", json_file, images, ["wren"])
         with pytest.raises(ValueError, match="own_wrong is registered as"):
-            own_coco("own_wrong", "other.json", images, ["owl", "wren"])
+            own_coco("own_wrong", "other.json", images, ["wren"])
+        with pytest.raises(ValueError, match=r"own_wrong is registered as .*'owl', 'wren'"):
+            own_coco("own_wrong", json_file, images, ["owl", "wren"])
         with pytest.raises(FileNotFoundError, match=r"nowhere\.json is not there"):
             own_coco("own_missing", "nowhere.json", images, ["owl"])
         with pytest.raises(ValueError, match="classes of own_none must be names"):
