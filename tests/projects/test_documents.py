@@ -245,6 +245,7 @@ BLOCKS = [
     Block(VIDEO, "MViTv2_S_16x4_centre_test.yaml", RUN_NET, "PySlowFast", slow=True),
     Block(VIDEO, "TENSORBOARD.ENABLE True", RUN_NET, "PySlowFast", slow=True),
     Block("projects/benchmark/README.md", "make bench ", needs="needs minutes and a quiet machine"),
+    Block(DETECTION, "lvis-api", needs=NETWORK),
     Block(DETECTION, "mask_rcnn_mvitv2_t_3x.py --num-gpus 8", CHECK, "detectron2", slow=True),
     Block(DETECTION, "optimizer.lr=2e-5", CHECK, "detectron2", slow=True),
     Block(

@@ -29,7 +29,7 @@ CALLED = {"PIL": "pillow", "yaml": "pyyaml", "cv2": "opencv-python-headless"}
 # Not on PyPI in a form to depend on: README says how to install them. PyTorch brings Triton.
 FRAMEWORKS = {"detectron2", "slowfast", "vision", "triton"}
 OF_TORCH = {"filelock"}  # torch needs it itself
-APART = {"all", "dev", "docs", "lvis"}
+APART = {"all", "dev", "docs"}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_extras_bring_what_is_imported(project: dict, package: str) -> None:
 
 
 def test_the_extra_all(project: dict) -> None:
-    """Every extra but the developers' and ``lvis``, which brings an OpenCV that clashes."""
+    """Every extra but the developers'."""
     extras = project["project"]["optional-dependencies"]
     (text,) = extras["all"]
     inside = re.fullmatch(r"mvitv2\[(.*)\]", text)
