@@ -16,7 +16,9 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from pickle import UnpicklingError
+from types import MethodType
 from typing import Any
+from weakref import WeakMethod
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
@@ -121,17 +123,21 @@ def install() -> None:
 
 def _name_steps(trainer: Any) -> None:
     """Let a trainer say at which iteration a model met NaN: detectron2's RPN, which stops, does
-    not know."""
-    run_step = trainer.run_step
+    not know. The trainer goes with its last reference, as detectron2's do."""
+    if not isinstance(trainer.run_step, MethodType):
+        return  # another checkpointer of this trainer was here, or it has a step of its own
+    method = WeakMethod(trainer.run_step)
 
-    @functools.wraps(run_step)
+    @functools.wraps(trainer.run_step.__func__)
     def named_step() -> None:
+        run_step: Any = method()
+        assert run_step is not None  # its trainer calls this
         try:
             run_step()
         except FloatingPointError as error:
             if "iteration" in str(error):
                 raise
-            raise FloatingPointError(f"iteration {trainer.iter}: {error}") from error
+            raise FloatingPointError(f"iteration {run_step.__self__.iter}: {error}") from error
 
     trainer.run_step = named_step
 
