@@ -103,7 +103,9 @@ def measure(job: Job, args: Namespace, rate: float) -> list[dict]:
     memory = {name: spawn(job, "memory", [name], args) for name in who}
     alive = [name for name in who if "error" not in memory[name]]
     slow = args.scaling and any(memory[name]["seconds"] > SLOW for name in alive)
-    if slow or not case.windows:  # without windows, minutes a step: and memory is what matters
+    if args.memory:
+        times: dict[str, Any] = {}
+    elif slow or not case.windows:  # without windows, minutes a step: and memory is what matters
         times = {name: [memory[name]["seconds"]] for name in alive}
     else:
         times = time_runs(job, alive, args)
@@ -112,7 +114,7 @@ def measure(job: Job, args: Namespace, rate: float) -> list[dict]:
         row = {**facts, "who": name, "peak_mib": memory[name].get("peak_mib")}
         result = times.get(name, memory[name])
         if isinstance(result, dict):
-            rows.append({**row, "error": result["error"]})
+            rows.append({**row, "error": result["error"]} if "error" in result else row)
             continue
         row |= {"median": statistics.median(result), "min": min(result), "max": max(result)}
         rows.append({**row, "runs": result})
@@ -158,6 +160,7 @@ def arguments() -> Namespace:
     parser.add_argument("--scaling", action="store_true", help="sweep image size and clip length")
     parser.add_argument("--sides", type=int, nargs="*", default=SIDES, help="of the sweep, pixels")
     parser.add_argument("--frames", type=int, nargs="*", default=FRAMES, help="of the sweep")
+    parser.add_argument("--memory", action="store_true", help="peak memory alone, no times")
     parser.add_argument("--profile", action="store_true", help="time by kind of work instead")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="fp32", choices=work.DTYPES, help="autocast dtype")

@@ -54,28 +54,34 @@ def draw_speed(rows: list[dict], named: str, path: Path, source: str | None = No
 
 
 def draw_scaling(rows: list[dict], named: str, path: Path, source: str | None = None) -> None:
-    """Lines: time and peak memory against pixels and frames, with what bounds them."""
+    """Lines: time, if measured, and peak memory against pixels and frames, with their bounds."""
     plt = pyplot()
     rows = [r for r in rows if r["windows"]]
     columns = list(dict.fromkeys((r["kind"], r["mode"]) for r in rows))
     if not columns:
         return
-    figure, grid = plt.subplots(2, len(columns), figsize=(4 * len(columns), 6.4), squeeze=False)
-    for (upper, lower), (kind, mode) in zip(grid.T, columns, strict=True):
+    wanted = ["peak_mib"] if not any("median" in row for row in rows) else ["median", "peak_mib"]
+    size = (4 * len(columns), 3.4 * len(wanted))
+    figure, grid = plt.subplots(len(wanted), len(columns), figsize=size, squeeze=False)
+    for column, (kind, mode) in zip(grid.T, columns, strict=True):
         chosen = [r for r in rows if (r["kind"], r["mode"]) == (kind, mode)]
         for who in dict.fromkeys(r["who"] for r in chosen):
             mine = [r for r in chosen if r["who"] == who]
             style = {"marker": "o", "label": who, "color": MODELS.get(who)}
-            for axes, key in ((upper, "median"), (lower, "peak_mib")):
+            for axes, key in zip(column, wanted, strict=True):
                 found = [(r["size"][0], r[key]) for r in mine if r.get(key)]
                 axes.plot([x for x, _ in found], [y for _, y in found], **style)
         ours = [r for r in chosen if r["who"] == "ours"]
         sides = [r["size"][0] for r in ours]
         bound = {"color": "black", "linestyle": "--", "linewidth": 1, "marker": "."}
-        upper.plot(sides, [r["limit"] for r in ours], label=LIMIT, **bound)
-        matrix = [r["matrix_mib"] for r in ours]
-        lower.plot(sides, matrix, label="one queries x keys matrix", **{**bound, "linestyle": ":"})
-        for axes, title in ((upper, "seconds"), (lower, "peak MiB")):
+        matrix = {**bound, "linestyle": ":", "label": "one queries x keys matrix"}
+        bounds = {
+            "median": ("limit", {**bound, "label": LIMIT}),
+            "peak_mib": ("matrix_mib", matrix),
+        }
+        for axes, key in zip(column, wanted, strict=True):
+            axes.plot(sides, [r[bounds[key][0]] for r in ours], **bounds[key][1])
+            title = {"median": "seconds", "peak_mib": "peak MiB"}[key]
             axes.set(xscale="log", yscale="log", ylabel=title, title=f"{kind}, {mode}")
             axes.set_xlabel("pixels a side" if kind == "detection" else "frames of 224 x 224")
             axes.set_xticks(sides, [str(side) for side in sides])

@@ -45,6 +45,8 @@ def cells(row: dict) -> list[str]:
     start = [row["case"], row["mode"], row["who"]]
     if "error" in row:
         return [*start, row["error"][:60], "", peak, "", memory, ""]
+    if "median" not in row:
+        return [*start, "-", "-", peak, "", memory, ""]
     speed = "" if ours or "speed_of_ours" not in row else speed_text(row)
     spread = f"{row['min']:.4f}-{row['max']:.4f}"
     return [

@@ -155,15 +155,20 @@ def act_checkpoint(results: Results) -> Lines:
     return lines
 
 
-def matrices(results: Results) -> Lines:
-    """Our peak memory at each size of a sweep beside one queries x keys matrix."""
-    lines = [["case", "inference: peak", "training: peak", "one matrix"]]
-    rows = {(r["case"], r["mode"]): r for r in results["rows"] if r["who"] == "ours"}
-    for case in dict.fromkeys(case for case, _ in rows):
-        found = [rows.get((case, mode), {}) for mode in ("inference", "training")]
-        cells = [f"{row['peak_mib']:.0f} MiB" if row.get("peak_mib") else "" for row in found]
-        matrix = next(row["matrix_mib"] for row in found if row)
-        lines.append([case, *cells, f"{matrix:.0f} MiB"])
+def growth(results: Results) -> Lines:
+    """Peak memory, ours and the peer's, at each size of a sweep, beside one whole matrix."""
+    peers = ("detectron2", "PySlowFast")
+    rows = {(r["case"], r["mode"], r["who"]): r for r in results["rows"]}
+    lines = [["case", "one matrix", "inference: ours, peer", "training: ours, peer"]]
+    for case in dict.fromkeys(row["case"] for row in results["rows"]):
+        mine = [row for row in results["rows"] if row["case"] == case]
+        line = [case, f"{mine[0]['matrix_mib']:.0f} MiB"]
+        for mode in ("inference", "training"):
+            found = [rows.get((case, mode, who), {}) for who in ("ours", *peers)]
+            peaks = [f"{row['peak_mib']:.0f} MiB" for row in found if row.get("peak_mib")]
+            ratio = [f"{r['memory_of_ours']:.2f}x" for r in found[1:] if "memory_of_ours" in r]
+            line.append(", ".join(peaks) + "".join(f" ({part})" for part in ratio))
+        lines.append(line)
     return lines
 
 
