@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from projects.benchmark import bench, cases, report, work
+from projects.benchmark import bench, cases, report, tables, work
 from projects.benchmark.cases import CASES, CHECKPOINTING, TARGETS, Case, builders
 from tests.slowfast.launch import needs_pyslowfast
 
 BENCH = Path(bench.__file__)
-ARGS = Namespace(device="cpu", dtype="fp32", threads=1, repeats=1, warmup=0, runs=2, compile=False)
+ARGS = Namespace(device="cpu", dtype="fp32", threads=1, repeats=1, warmup=0, runs=2)
+ARGS.compile = ARGS.memory = False
 TINY = Case("image", "T", 1, (32, 32))
 
 
@@ -149,6 +150,26 @@ def test_speed_is_compared_run_by_run() -> None:
     peer = report.ratios(rows)[1]
     assert peer["speed_of_ours"] == 1.5 and peer["speed_range"] == [1.0, 2.0]
     assert report.speed_text(peer) == "1.50x (1.00 to 2.00)"
+
+
+def test_memory_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No time is taken, and tables and pictures say nothing of time."""
+    asked = []
+
+    def spawn(job: object, task: str, who: list[str], args: Namespace) -> dict[str, float]:
+        asked.append(task)
+        return {"peak_mib": 100.0 if who == ["ours"] else 200.0, "seconds": 99.0}
+
+    monkeypatch.setattr(bench, "spawn", spawn)
+    monkeypatch.setattr(bench, "builders", lambda case: ({"ours": None, "timm": None}, []))
+    args = Namespace(**{**vars(ARGS), "memory": True, "scaling": True})
+    jobs = [("image-T", {"size": (side, side)}, "inference") for side in (32, 64)]
+    rows = [row for job in jobs for row in bench.measure(job, args, 1e9)]
+    text = report.write(rows, {"cpu": "c"}, [], tmp_path, True)
+    assert set(asked) == {"memory"} and not any("median" in row for row in rows)
+    assert "0.50x" in text and (tmp_path / "scaling.png").exists()
+    lines = tables.growth({"rows": report.ratios(rows)})
+    assert len(lines) == 3 and lines[1][2] == "100 MiB" and lines[1][3] == ""
 
 
 def test_time_runs_out() -> None:
