@@ -68,7 +68,7 @@ class Average:
         def forward_or_average(*args: Any, **kwargs: Any) -> Any:
             if model.training or not self.started:
                 return forward(*args, **kwargs)
-            return self._current()(*args, **kwargs)
+            return self.current()(*args, **kwargs)
 
         model.forward = forward_or_average
         setattr(model, AVERAGE, self)
@@ -78,7 +78,7 @@ class Average:
         """Whether a step has been taken, or an average loaded."""
         return bool(self.averaged.n_averaged > 0)
 
-    def _current(self) -> nn.Module:
+    def current(self) -> nn.Module:
         """The averaged model, with buffers that may have changed since the step (PreciseBN)."""
         average = self.averaged.module
         for own, current in zip(average.buffers(), self.model.buffers(), strict=True):
@@ -87,7 +87,7 @@ class Average:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The average under the model's names; before the first step, the weights."""
-        return (self._current() if self.started else self.model).state_dict()
+        return (self.current() if self.started else self.model).state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a saved average."""

@@ -128,7 +128,7 @@ class Trainer(DefaultTrainer):
         average = average_of(model)
         if average is not None and average.started:
             # detectron2 calls `inference` here, not `forward`, which would go to the average.
-            model = average.averaged.module
+            model = average.current()
         folder = f"{cfg.OUTPUT_DIR}/inference_TTA"
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
