@@ -2,6 +2,7 @@
 # The tests on other versions: make test-matrix (MATRIX="PYTHON:TORCH:TORCHVISION ..." for some).
 # Each row gets an environment of its own under outputs/matrix, which goes when its tests ran, and
 # a line in outputs/matrix/results.md. A Python that is not on this machine is said to be absent.
+# KEEP_RESULTS=1 puts rows that ran into docs/platforms.md, too, when the figures are made.
 set -u
 cd "$(dirname "$0")/.."
 # The oldest torch of pyproject.toml, and the newest that the checks run on.
@@ -35,6 +36,8 @@ for row in $ROWS; do
             OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONPATH=$PWD "$env/bin/python" -m pytest \
                 -q -p no:cacheprovider $TESTS >> "$env.log" 2>&1 || failed=1
             outcome=$(tail -n 1 "$env.log")
+            [ -z "${KEEP_RESULTS:-}" ] || PYTHONPATH=$PWD "$env/bin/python" \
+                -m projects.benchmark.matrix "$TESTS" "$outcome"
         fi
         [ -n "${KEEP:-}" ] || rm -rf "$env"
     fi

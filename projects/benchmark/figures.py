@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mvitv2_core.checkpoint.files import whole_file
-from projects.benchmark import export_speed, kept, robustness, tables
+from projects.benchmark import export_speed, kept, matrix, robustness, tables
 from projects.benchmark.plots import draw_scaling, draw_speed
 from projects.benchmark.report import layout
 from projects.learning import plots as learning_plots
@@ -27,6 +27,12 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "projects/benchmark/README.md", "docs/*.md")
 BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
 UNMEASURED = "Not measured yet.\n"
+# Of results that are no medians over runs: what they are.
+KINDS = {
+    "checked": "Counted by this project",
+    "growth": "Measured by this project, each once",
+    "matrix": "Run by this project, without a GPU",
+}
 SPEED_PICTURE = ROOT / "docs/images/benchmark_speed.png"
 GROWTH_PICTURE = ROOT / "docs/images/benchmark_growth.png"
 
@@ -49,6 +55,7 @@ TABLES: dict[str, tuple[str, Callable[[tables.Results], tables.Lines]]] = {
     "demo": ("demo", tables.demo),
     "video_demo": ("video_demo", tables.video_demo),
     "robustness": ("checked", robustness.table),
+    "matrix": ("matrix", matrix.table),
 }
 
 
@@ -58,14 +65,12 @@ def table(name: str) -> str:
     if not kept.measured(source):
         return UNMEASURED
     results = kept.kept(source)
-    return f"{layout(make(results), markdown=True)}\n{measured_on(results)}"
-
-
-def measured_on(results: tables.Results) -> str:
-    """One line: how, on what, and at which commit."""
-    named = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
-    where = f"Measured by this project: medians and ranges over separate runs; {named}"
-    return f"{where}, commit {results['commit']}.\n"
+    kind = KINDS.get(source, "Measured by this project: medians and ranges over separate runs")
+    facts = {**results["machine"], "commit": results["commit"]}
+    if all("commit" in row for row in results.get("rows", [{}])):  # each row says its own
+        facts = {"cpu": facts["cpu"]}
+    named = ", ".join(f"{key} {value}" for key, value in facts.items())
+    return f"{layout(make(results), markdown=True)}\n{kind}; {named}.\n"
 
 
 def with_figures(text: str) -> str:
