@@ -16,7 +16,8 @@
 # again after a machine was lost goes on from its last checkpoint. What SLURM asks for is changed
 # above, or on the command line before the script: sbatch --nodes=4 ...
 set -euo pipefail
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# sed reads all of it: a reader that left early would end scontrol, and with pipefail the job.
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 export NODES=$SLURM_JOB_NUM_NODES GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-8}}
 export MEET=tcp://$first:${PORT:-$((20000 + SLURM_JOB_ID % 10000))}
 # From SLURM 22.05 on srun does not read the job's --cpus-per-task: each task would get one CPU.
