@@ -216,12 +216,11 @@ def main() -> None:
         runs = demo(args.out, args.quick, args.seed)
     except (RuntimeError, ValueError) as error:
         sys.exit(str(error))
-    seconds = time.time() - start
     print(f"\n{summary(runs, len(MOTIONS))}")
     print(f"{args.out / 'predictions.png'} and {args.out / 'curve.png'}", end="")
-    print(f" written; {seconds:.0f} s in all")
+    print(f" written; {time.time() - start:.0f} s in all")
     if args.keep:
-        keep_run("video_demo", on, {"seed": args.seed, **result(runs), "minutes": seconds / 60})
+        keep_run("video_demo", on, {"seed": args.seed, **result(runs)})
 
 
 def what_is_missing() -> str:
