@@ -119,7 +119,7 @@ def test_other_faults(datasets: Path, tmp_path: Path, tally: Callable[..., None]
         "full 4 0 self": r"OSError: \[Errno 28\] No space left on device: '.*model_0000003.pth'$",
         "readonly 2 0 self": r"OSError: \[Errno 30\] Read-only file system: ",
         # PyTorch notices the death or the silence first, whichever it looks at.
-        "worker 3 0 self": r"DataLoader worker \(pid.*\) (.*Killed|exited unexpectedly)",
+        "worker 3 0 self": r"RuntimeError: DataLoader worker \(pid.*\) (.*Killed|exited)",
         "nan 3 0 self": r"FloatingPointError: .*iteration.?3",
     }
     with small_disk(folder / "out", 128):

@@ -113,7 +113,7 @@ def test_other_faults(
         "full 4 0 self": r"OSError: \[Errno 28\] No space left on device: '.*epoch_00002.pyth'$",
         "readonly 2 0 self": r"OSError: \[Errno 30\] Read-only file system: ",
         # PyTorch notices the death or the silence first, whichever it looks at.
-        "worker 6 0 self": r"DataLoader worker \(pid.*\) (.*Killed|exited unexpectedly)",
+        "worker 6 0 self": r"RuntimeError: DataLoader worker \(pid.*\) (.*Killed|exited)",
         "nan 6 0 self": r"FloatingPointError: the loss became NaN at iteration 2 of 3 in epoch 2",
     }
     with small_disk(folder / "out", 32):
