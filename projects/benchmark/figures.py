@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mvitv2_core.checkpoint.files import whole_file
 from projects.benchmark import export_speed, kept, matrix, robustness, tables
 from projects.benchmark.plots import draw_scaling, draw_speed
-from projects.benchmark.report import layout
+from projects.benchmark.report import in_words, layout
 from projects.learning import plots as learning_plots
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,8 +69,7 @@ def table(name: str) -> str:
     facts = {**results["machine"], "commit": results["commit"]}
     if all("commit" in row for row in results.get("rows", [{}])):  # each row says its own
         facts = {"cpu": facts["cpu"]}
-    named = ", ".join(f"{key} {value}" for key, value in facts.items())
-    return f"{layout(make(results), markdown=True)}\n{kind}; {named}.\n"
+    return f"{layout(make(results), markdown=True)}\n{kind}; {in_words(facts)}.\n"
 
 
 def with_figures(text: str) -> str:
@@ -111,8 +110,7 @@ def main() -> int:
             ("growth", draw_scaling, GROWTH_PICTURE),
         ):
             results = kept.kept(name)
-            named = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
-            draw(results["rows"], named, path, source_of(name))
+            draw(results["rows"], in_words(results["machine"]), path, source_of(name))
         learning_plots.draw_curves(
             kept.kept("learning"), learning_plots.CURVES, source_of("learning")
         )

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from mvitv2_core.checkpoint.files import whole_file
+from projects.benchmark.report import save_texts
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -110,9 +110,7 @@ def keep_run(name: str, on: dict[str, Any], run: dict[str, Any]) -> Path:
 
 def write_json(path: Path, results: dict[str, Any]) -> None:
     """Write a JSON file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
-        Path(part).write_text(json.dumps(results, indent=1) + "\n")
+    save_texts(path.parent, {path.name: json.dumps(results, indent=1) + "\n"})
 
 
 def measured(name: str) -> bool:

@@ -114,7 +114,7 @@ def matrices(rows: list[dict]) -> list[list[str]]:
 def write(rows: list[dict], facts: dict, notes: list[str], out: Path, scaling: bool) -> str:
     """Write table.txt, table.md, results.json and a plot into ``out``; returns the text."""
     rows = ratios(rows)
-    named = ", ".join(f"{key} {value}" for key, value in facts.items())
+    named = in_words(facts)
     tables = [[HEAD, *map(cells, rows)]]
     titles = [""]
     if scaling:
@@ -146,7 +146,7 @@ def write(rows: list[dict], facts: dict, notes: list[str], out: Path, scaling: b
 
 def write_profile(rows: list[dict], facts: dict, out: Path) -> str:
     """Write profile.txt, profile.md and profile.json into ``out``; returns the text."""
-    named = ", ".join(f"{key} {value}" for key, value in facts.items())
+    named = in_words(facts)
     texts = []
     for markdown in (False, True):
         parts = []
@@ -182,6 +182,11 @@ def profile_lines(rows: list[dict]) -> list[list[str]]:
         lines.append(line)
     sums = [f"{totals[row['who']]:.4f} s" if row in good else "" for row in rows]
     return [*lines, ["all", *sums], ["limit", *(f"{row['limit']:.4f} s" for row in rows)]]
+
+
+def in_words(facts: dict) -> str:
+    """What a machine is, as one line: "cpu NAME, threads 2, ..."."""
+    return ", ".join(f"{key} {value}" for key, value in facts.items())
 
 
 def save_texts(out: Path, texts: dict[str, str]) -> None:
